@@ -1,0 +1,1 @@
+"""The only importers of infrastructure, one library per file."""

@@ -1,0 +1,1 @@
+"""Continuous batching over users: prefill, decode and absorb on one core."""

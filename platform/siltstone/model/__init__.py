@@ -1,0 +1,1 @@
+"""Pure PyTorch: no files, no clock, no randomness but torch's own generators."""

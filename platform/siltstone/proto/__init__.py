@@ -1,0 +1,1 @@
+"""Protobuf code generated from the .proto files; never edited."""

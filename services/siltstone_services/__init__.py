@@ -1,0 +1,1 @@
+"""The programs built from Siltstone: the gateway, the command line, and the place where all parts are put together."""
