@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -40,7 +39,10 @@ def check_name(name: str) -> None:
 
 
 class CoreNames:
-    """The file of names. It carries its own digest, because a flipped bit in it would name another core."""
+    """The file of names. It carries its own digest, because a flipped bit in it would name another core.
+
+    Writers hold the store's lock.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -84,15 +86,13 @@ class CoreNames:
 
     def _replace(self, table: NameTable) -> None:
         sealed = {"schema": _SCHEMA, "names": table.digests, "default": table.default}
-        with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=".names-", delete=False) as file:
-            try:
-                file.write(_write(sealed))
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, self._path)
-            except OSError:
-                os.unlink(file.name)
-                raise
+        # The store's lock is held: one fixed name beside, so that a killed writer's is simply written over.
+        beside = self._path.with_name(f".{self._path.name}")
+        with beside.open("wb") as file:
+            file.write(_write(sealed))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self._path)
         descriptor = os.open(self._path.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
