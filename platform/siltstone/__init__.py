@@ -1,0 +1,1 @@
+"""Siltstone: one language model that keeps learning from each of the people it serves."""

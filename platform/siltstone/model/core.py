@@ -1,0 +1,173 @@
+"""The core: a Llama-family language model whose MLPs can carry a user's deltas.
+
+Shapes: B sequences, T new tokens, P past tokens, K = P + T keys, D model width, F MLP width, H query heads,
+G query heads to a key head, C channels of a head, V vocabulary, R rank of a delta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from siltstone.model.config import CoreConfig
+
+Bend = Callable[[int, str, Tensor], Tensor | None]
+"""A user's deltas: (layer, site, input of that linear map) -> what is added to its output, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The frozen weights of one block, with the maps that share an input fused."""
+
+    attn_norm_D: Tensor
+    qkv: Tensor
+    out: Tensor
+    mlp_norm_D: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(slots=True)
+class KeyValues:
+    """Keys and values of the past, one tensor a layer: [B, H/G, K, C]. A conversation's, disposable."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+
+class Core:
+    """The shared language model of one version: immutable weights and the functions that read them."""
+
+    def __init__(
+        self,
+        config: CoreConfig,
+        tensors: Mapping[str, Tensor],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        def take(name: str) -> Tensor:
+            return tensors[name].to(device=device, dtype=dtype)
+
+        self.config = config
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.embed_VD = take("embed.weight")
+        self.norm_D = take("norm.weight")
+        self.head_VD = self.embed_VD if config.tied_head else take("head.weight")
+        self.layers = []
+        for i in range(config.num_layers):
+            at = f"layers.{i}"
+            self.layers.append(
+                Layer(
+                    attn_norm_D=take(f"{at}.attn_norm.weight"),
+                    qkv=torch.cat([take(f"{at}.attn.{name}.weight") for name in ("q", "k", "v")]),
+                    out=take(f"{at}.attn.o.weight"),
+                    mlp_norm_D=take(f"{at}.mlp_norm.weight"),
+                    gate_up=torch.cat([take(f"{at}.mlp.{name}.weight") for name in ("gate", "up")]),
+                    down=take(f"{at}.mlp.down.weight"),
+                )
+            )
+        half = config.head_dim // 2
+        frequency = config.rope_base ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
+        angle = torch.arange(config.max_context, dtype=torch.float64, device=device)[:, None] * frequency
+        self._cos = torch.cat([angle.cos(), angle.cos()], dim=-1).to(dtype)
+        self._sin = torch.cat([-angle.sin(), angle.sin()], dim=-1).to(dtype)
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in the weights that take part in matrix products for one token."""
+        matrices = sum(w.numel() for layer in self.layers for w in (layer.qkv, layer.out, layer.gate_up, layer.down))
+        return matrices + self.head_VD.numel()
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """Returns the input of the first block: [B, T, D]."""
+        return F.embedding(ids_BT, self.embed_VD)
+
+    def rotation(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns cosine and signed sine of RoPE at the positions, each [B, 1, T, C]."""
+        return self._cos[positions_BT].unsqueeze(1), self._sin[positions_BT].unsqueeze(1)
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Returns the next-token logits of block outputs: [B, T, V]."""
+        return F.linear(F.rms_norm(x_BTD, (self.config.d_model,), self.norm_D, self.config.norm_eps), self.head_VD)
+
+    def block(
+        self,
+        index: int,
+        x_BTD: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        attend: Callable[[int, Tensor, Tensor, Tensor], Tensor],
+        bend: Bend | None = None,
+    ) -> Tensor:
+        """Runs one block: attention, then the MLP that is the slowest level, bent by a user's deltas.
+
+        Shapes: `attend(layer, q, k, v)` gets [B, H, T, C], [B, H/G, T, C] twice, RoPE applied, and returns
+        [B, H, T, C]. Where keys and values are kept is its affair.
+        """
+        layer, c = self.layers[index], self.config
+        b, t, _ = x_BTD.shape
+        h = F.rms_norm(x_BTD, (c.d_model,), layer.attn_norm_D, c.norm_eps)
+        qkv = F.linear(h, layer.qkv).view(b, t, c.num_heads + 2 * c.num_kv_heads, c.head_dim).transpose(1, 2)
+        qk, v = qkv.split((c.num_heads + c.num_kv_heads, c.num_kv_heads), dim=1)
+        cos, sin = rotation
+        qk = qk * cos + qk.roll(c.head_dim // 2, dims=-1) * sin
+        q, k = qk.split((c.num_heads, c.num_kv_heads), dim=1)
+        mixed = attend(index, q, k, v).transpose(1, 2).reshape(b, t, c.num_heads * c.head_dim)
+        x_BTD = x_BTD + F.linear(mixed, layer.out)
+
+        h = F.rms_norm(x_BTD, (c.d_model,), layer.mlp_norm_D, c.norm_eps)
+        gate_up = F.linear(h, layer.gate_up)
+        if bend is not None and (bent := bend(index, "gate_up", h)) is not None:
+            gate_up = gate_up + bent
+        gate, up = gate_up.chunk(2, dim=-1)
+        h = F.silu(gate) * up
+        y = F.linear(h, layer.down)
+        if bend is not None and (bent := bend(index, "down", h)) is not None:
+            y = y + bent
+        return x_BTD + y
+
+
+def attention(q_BHTC: Tensor, k_BHKC: Tensor, v_BHKC: Tensor, mask_BTK: Tensor | None) -> Tensor:
+    """Softmax attention of grouped queries over keys that are not repeated.
+
+    The queries of a group are laid out as further query rows of their one key head.
+    Shapes: [B, H, T, C], [B, H/G, K, C] twice, boolean [B, T, K] (True attends) -> [B, H, T, C].
+    """
+    b, heads, t, c = q_BHTC.shape
+    kv_heads = k_BHKC.shape[1]
+    group = heads // kv_heads
+    q = q_BHTC.reshape(b, kv_heads, group * t, c)
+    mask = None if mask_BTK is None else mask_BTK.unsqueeze(1).repeat(1, 1, group, 1)
+    return F.scaled_dot_product_attention(q, k_BHKC, v_BHKC, attn_mask=mask).reshape(b, heads, t, c)
+
+
+def causal_mask(past_B: Tensor, num_new: int, num_keys_past: int) -> Tensor:
+    """Says which keys each new token may attend to: the valid past of its row, and the new tokens up to itself.
+
+    Keys are laid out as `num_keys_past` past places, of which a row's first `past_B` hold something, then the new.
+    Shapes: [B] -> boolean [B, T, K].
+    """
+    device = past_B.device
+    past = torch.arange(num_keys_past, device=device)[None, :] < past_B[:, None]
+    new = torch.ones(num_new, num_new, dtype=torch.bool, device=device).tril()
+    b = past_B.shape[0]
+    return torch.cat([past[:, None, :].expand(b, num_new, num_keys_past), new.expand(b, num_new, num_new)], dim=-1)
+
+
+def forward(core: Core, ids_BT: Tensor, bend: Bend | None = None) -> Tensor:
+    """Runs whole sequences from their start, without keeping keys: [B, T] -> block outputs [B, T, D].
+
+    Sequences shorter than T are padded on the right; causality keeps the padding from what comes before it.
+    """
+    b, t = ids_BT.shape
+    positions = torch.arange(t, device=ids_BT.device).expand(b, t)
+    rotation = core.rotation(positions)
+    mask = causal_mask(torch.zeros(b, dtype=torch.long, device=ids_BT.device), t, 0)
+    x = core.embed(ids_BT)
+    for i in range(core.config.num_layers):
+        x = core.block(i, x, rotation, lambda _, q, k, v: attention(q, k, v, mask), bend)
+    return x

@@ -1,0 +1,210 @@
+"""Every way the pure code touches the world. Each port has an embedded and, later, a clustered version."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Protocol
+
+from siltstone.values import (
+    AnswerEnd,
+    AnswerPart,
+    Commit,
+    Erasure,
+    GenerateRequest,
+    Interaction,
+    JournalRecord,
+    Lease,
+    MemoryCard,
+    Message,
+    Parked,
+    Receipt,
+    ShardStatus,
+    Snapshot,
+    UserExport,
+    UserKey,
+)
+
+
+class Journal(Protocol):
+    """The ordered, durable log of interactions, partitioned by user."""
+
+    def append(self, interactions: Sequence[Interaction]) -> list[Receipt]:
+        """Writes the interactions, in this order, and returns one receipt for each.
+
+        Promises: durable when it returns (an fsync, or all replicas); all or none; idempotent by (owner, id): a
+        repeat, also within one call, gets the first one's position and `duplicate=True`. Positions of a partition
+        start at 0, rise by one, and never change. Blocks for the write.
+        Raises: Unavailable when the log cannot take the write (disk full, no broker): nothing was written.
+        """
+        ...
+
+    def read(self, partition: int, start: int, max_records: int) -> list[JournalRecord]:
+        """Returns up to `max_records` records of a partition from position `start`, in order, without gaps.
+
+        Promises: a payload that was damaged raises, it is never returned.
+        Raises: Corrupt when a stored payload does not match its digest. Unavailable.
+        """
+        ...
+
+    def end_positions(self) -> dict[int, int]:
+        """Returns, for every partition of the journal, the position the next record will get."""
+        ...
+
+    def erase(self, owner: UserKey) -> int:
+        """Makes every payload of `owner` unreadable for ever and returns how many there were.
+
+        Promises: positions stay (a read returns such a record with an empty payload); idempotent.
+        """
+        ...
+
+
+class SnapshotStore(Protocol):
+    """Where users' memories, partition positions, leases and parked interactions are kept."""
+
+    def load(self, owner: UserKey) -> Snapshot | None:
+        """Returns the newest snapshot of a user, its digest verified, or None for a user without one.
+
+        Raises: Corrupt when the blob does not match its digest.
+        """
+        ...
+
+    def commit(self, commit: Commit) -> None:
+        """Writes snapshots, parked interactions and the partition's next position, all or none, durably.
+
+        Raises: StaleLease when a newer epoch exists; PositionConflict when the stored position is another one;
+        Unavailable when the write cannot be made; InvalidInput when a user is not of the lease's partition or the
+        position would go back; Corrupt when a snapshot's digest is not its blob's. Nothing was written in any case.
+        """
+        ...
+
+    def position(self, partition: int) -> int:
+        """Returns the partition's committed position: the first record not yet in any snapshot (0 at first)."""
+        ...
+
+    def acquire(self, partition: int, holder: str) -> Lease:
+        """Takes the partition over: returns a lease with an epoch higher than any before, durably recorded."""
+        ...
+
+    def parked(self, owner: UserKey | None = None) -> Iterator[Parked]:
+        """Yields parked interactions (of one user), oldest first."""
+        ...
+
+    def erase(self, owner: UserKey, lease: Lease) -> bool:
+        """Removes the user's snapshot and parked interactions and returns whether there was a snapshot.
+
+        Raises: StaleLease; InvalidInput when the user is not of the lease's partition.
+        """
+        ...
+
+    def count_users(self) -> int:
+        """Returns how many users have a snapshot."""
+        ...
+
+
+class ShardHost(Protocol):
+    """The shards, wherever they are: finds the one that owns a user and asks it."""
+
+    async def record(self, interactions: Sequence[Interaction]) -> list[Receipt]:
+        """Writes the interactions to the journal; they are absorbed soon after.
+
+        Promises: durable when it returns; idempotent by (owner, id).
+        Raises: Overloaded when the owner's shard lags too far behind its journal. Unavailable.
+        """
+        ...
+
+    async def wait_absorbed(self, receipts: Sequence[Receipt]) -> None:
+        """Returns once everything up to the receipts is part of the users' committed snapshots, or parked."""
+        ...
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart | AnswerEnd]:
+        """Answers, piece by piece; the last item is the end. Closing the iterator gives the answer up.
+
+        Promises: one core version and one state of the user for the whole answer.
+        Raises: InvalidInput when the conversation does not fit the core's context. Overloaded. Unavailable.
+        """
+        ...
+
+    async def score(self, owner: UserKey, prompt: Sequence[Message], answers: Sequence[str]) -> list[tuple[float, float]]:
+        """Returns, for each answer text after the prompt, its log-probability in nats under (user's model, bare core).
+
+        The prompt may end with an assistant message: the answers continue it.
+        """
+        ...
+
+    async def memory(self, owner: UserKey) -> MemoryCard:
+        """Returns the card of a user's memory; a user never met has an empty one."""
+        ...
+
+    async def export(self, owner: UserKey) -> UserExport:
+        """Returns everything kept about a user."""
+        ...
+
+    async def forget(self, owner: UserKey) -> Erasure:
+        """Removes a user's memory, journal content and parked interactions. Idempotent; later appends start anew."""
+        ...
+
+    async def status(self) -> ShardStatus:
+        """Returns what an operator may see."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back, with the chat template of a core."""
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the token ids of plain text, without special tokens; special tokens in `text` stay plain text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of token ids, special tokens left out."""
+        ...
+
+    def turn_prefix(self, role: str) -> list[int]:
+        """Returns the ids that open a turn of the chat template, up to where its content begins."""
+        ...
+
+    def turn_suffix(self, role: str) -> list[int]:
+        """Returns the ids that close a turn of the chat template, from its end marker on."""
+        ...
+
+    @property
+    def bos_ids(self) -> list[int]:
+        """The ids every sequence starts with (may be empty)."""
+        ...
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids at which an answer ends."""
+        ...
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        """Returns the ids of a conversation that the assistant is to continue, by the core's chat template."""
+        ...
+
+
+class Clock(Protocol):
+    """Time, injected."""
+
+    def now_ms(self) -> int:
+        """Returns UTC milliseconds since 1970."""
+        ...
+
+    def monotonic_s(self) -> float:
+        """Returns seconds on a clock that never goes back."""
+        ...
+
+
+class TextRecall(Protocol):
+    """Finds, among one user's own lines, those that bear on a question."""
+
+    def search(self, lines: Sequence[str], query: str, max_lines: int) -> list[str]:
+        """Returns up to `max_lines` of `lines`, best first, none twice, and none that only repeats the query.
+
+        Promises: returns nothing but elements of `lines`; the same call gives the same answer; of lines that fit
+        equally well the later one comes first; no line at all is better than one that shares no telling word.
+        """
+        ...
+
+    def clear(self) -> None:
+        """Drops whatever is kept in memory of lines searched before, as erasure demands."""
+        ...

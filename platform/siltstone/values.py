@@ -1,0 +1,312 @@
+"""The frozen values that travel between the parts of Siltstone. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, Literal
+
+SCHEMA_VERSION: Final = 1
+"""Schema of an interaction as it is written to the journal."""
+
+_ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+=-]{0,127}")
+
+RecallMode = Literal["weights", "text", "both"]
+"""What an answer may draw on: the user's levels, lines found in the user's reservoir, or both."""
+
+
+def is_valid_id(text: str) -> bool:
+    """Says whether `text` may name a tenant, a user or an interaction: 1 to 128 plain characters, no slash."""
+    return _ID_PATTERN.fullmatch(text) is not None
+
+
+class Role(StrEnum):
+    """Who speaks in a message."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+class InteractionKind(StrEnum):
+    """What happened between a user and the model."""
+
+    CONVERSATION = "conversation"
+    DOCUMENT = "document"
+    CORRECTION = "correction"
+    THUMB_UP = "thumb_up"
+    THUMB_DOWN = "thumb_down"
+
+
+class ParkReason(StrEnum):
+    """Why an interaction could not be absorbed."""
+
+    UNDECODABLE = "undecodable"
+    UNKNOWN_SCHEMA = "unknown_schema"
+    UNKNOWN_KIND = "unknown_kind"
+    NO_CONSENT = "no_consent"
+    TOO_LARGE = "too_large"
+    EMPTY = "empty"
+    WRONG_ROLES = "wrong_roles"
+    NOT_FINITE = "not_finite"
+    DUPLICATE = "duplicate"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class UserKey:
+    """A user of a tenant: the owner of a memory."""
+
+    tenant: str
+    user: str
+
+    def __str__(self) -> str:
+        return f"{self.tenant}/{self.user}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """What the user agreed to: `learn` into the user's own memory, `share` with the core in a later sleep."""
+
+    learn: bool = True
+    share: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """One thing that happened between a user and the model.
+
+    `id` is the idempotency key: the same id from the same owner is applied once. A conversation, a correction and a
+    thumb carry the exchange they are about in `messages` (its last message is the answer); a document is one message.
+    A correction's `correction` is the text that should have been the answer.
+    """
+
+    id: str
+    owner: UserKey
+    kind: InteractionKind
+    occurred_at_ms: int
+    messages: tuple[Message, ...]
+    correction: str = ""
+    consent: Consent = field(default_factory=Consent)
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRecord:
+    """One entry of a journal partition: the interaction as the bytes that were admitted, at its position."""
+
+    partition: int
+    position: int
+    owner: UserKey
+    interaction_id: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The journal's answer to an append. `duplicate` says the id was already there, at this same position."""
+
+    interaction_id: str
+    partition: int
+    position: int
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """An interaction that could not be absorbed, kept with its reason and origin."""
+
+    partition: int
+    position: int
+    owner: UserKey
+    interaction_id: str
+    reason: ParkReason
+    detail: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to write a partition. A higher epoch fences every lower one."""
+
+    partition: int
+    holder: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A user's whole persisted memory, as one contiguous buffer.
+
+    `digest` is the sha256 of `blob`, in hex; `core` names the core version the levels were learned under;
+    `sequence` counts the commits of this user, so (owner, sequence) names the state an answer used.
+    """
+
+    owner: UserKey
+    core: str
+    sequence: int
+    blob: bytes
+    digest: str
+
+    @staticmethod
+    def seal(owner: UserKey, core: str, sequence: int, blob: bytes) -> Snapshot:
+        """Makes the snapshot of `blob`, with its digest."""
+        return Snapshot(owner, core, sequence, blob, hashlib.sha256(blob).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What one atomic commit of a partition changes.
+
+    Accepted only when the store's position is `expected_position` and `lease.epoch` is the newest epoch.
+    """
+
+    lease: Lease
+    expected_position: int
+    next_position: int
+    snapshots: tuple[Snapshot, ...]
+    parked: tuple[Parked, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCard:
+    """What may be told about a user's memory without telling its content."""
+
+    owner: UserKey
+    core: str
+    sequence: int
+    position_tokens: int
+    num_interactions: int
+    size_bytes: int
+    levels: tuple[LevelCard, ...]
+    reservoir_entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class LevelCard:
+    """One level of a user's memory: its period, its updates so far, its drift from the core (0 is the core)."""
+
+    name: str
+    period_tokens: int
+    num_updates: int
+    open_tokens: int
+    drift: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token of an answer is chosen. A temperature of 0 takes the likeliest."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """A user's wish for an answer to a conversation whose last message is not the assistant's.
+
+    With `interaction_id` and a consent to learn, the exchange is recorded as a conversation once answered.
+    `core_only` leaves the user's levels and text out: what the bare core would answer.
+    """
+
+    owner: UserKey
+    messages: tuple[Message, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    recall: RecallMode = "weights"
+    core_only: bool = False
+    interaction_id: str = ""
+    consent: Consent = field(default_factory=lambda: Consent(learn=False))
+
+
+class FinishReason(StrEnum):
+    """Why an answer ended."""
+
+    STOP = "stop"
+    MAX_TOKENS = "max_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerPart:
+    """The next piece of an answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerEnd:
+    """The end of an answer: why it ended and the versions that gave it.
+
+    `core` and `snapshot_sequence` name the core version and the user's state that were pinned for the whole answer
+    (sequence 0: the user had no memory yet). `recalled` are the reservoir lines put into the context.
+    """
+
+    reason: FinishReason
+    core: str
+    snapshot_sequence: int
+    num_prompt_tokens: int
+    num_answer_tokens: int
+    recalled: tuple[str, ...] = ()
+    recorded: Receipt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UserExport:
+    """Everything kept about a user: the card, the snapshot (None before the first), journal and parked payloads."""
+
+    card: MemoryCard
+    snapshot: Snapshot | None
+    journal: tuple[JournalRecord, ...]
+    parked: tuple[Parked, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """What `forget` removed."""
+
+    owner: UserKey
+    had_memory: bool
+    num_interactions: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStatus:
+    """What an operator may see of a shard: no content."""
+
+    core: str
+    num_users_stored: int
+    num_users_resident: int
+    resident_bytes: int
+    lag_interactions: int
+    num_answers_running: int
+    num_absorbed: int
+    num_parked: int
+    absorbed_tokens: int
+    answered_tokens: int
+    busy_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured number with everything needed to believe it."""
+
+    name: str
+    value: float
+    unit: str
+    target: str
+    reached: bool | None
+    spread: str
+    command: str
+    commit: str
+    hardware: str
+    date: str
