@@ -57,7 +57,30 @@ def import_huggingface(folder: Path) -> ImportedCore:
             tensors[ours] = tensor
     check_tensors(config, tensors)
     tokenizer_json = _read_text(folder / "tokenizer.json")
-    return ImportedCore(folder.name, config, tensors, tokenizer_json, _read_chat(folder, tokenizer_json))
+    return ImportedCore(folder.name, config, tensors, tokenizer_json, read_chat(folder, tokenizer_json))
+
+
+def read_chat(folder: Path, tokenizer_json: str) -> ChatFormat:
+    """Reads the chat template of a folder, or takes the plain format where there is none.
+
+    Raises: InvalidInput.
+    """
+    path = folder / "tokenizer_config.json"
+    content = _read_json(path) if path.exists() else {}
+    bos, eos = _token_text(content.get("bos_token")), _token_text(content.get("eos_token"))
+    try:
+        tokenizer = json.loads(tokenizer_json)
+        special = [token["content"] for token in tokenizer.get("added_tokens", []) if token["special"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidInput("tokenizer.json", "a tokenizer", str(error)) from error
+    template = content.get("chat_template")
+    if isinstance(template, list):
+        template = next((each["template"] for each in template if each.get("name") == "default"), None)
+    if template is None and (folder / "chat_template.jinja").exists():
+        template = _read_text(folder / "chat_template.jinja")
+    if isinstance(template, str) and template:
+        return derive_chat_format(template, bos, eos, special)
+    return plain_chat(bos if content.get("add_bos_token", bos in _opening(tokenizer)) else "", (eos,) if eos else ())
 
 
 def _read_config(content: Mapping[str, Any]) -> CoreConfig:
@@ -135,25 +158,6 @@ def _our_name(name: str, config: CoreConfig) -> str:
     if not name.startswith("model.layers.") or not layer.isdecimal() or rest not in _LAYER_NAMES:
         raise InvalidInput("safetensors tensor", "a tensor of a plain Llama (no biases, no experts)", name)
     return f"layers.{int(layer)}.{_LAYER_NAMES[rest]}"
-
-
-def _read_chat(folder: Path, tokenizer_json: str) -> ChatFormat:
-    path = folder / "tokenizer_config.json"
-    content = _read_json(path) if path.exists() else {}
-    bos, eos = _token_text(content.get("bos_token")), _token_text(content.get("eos_token"))
-    try:
-        tokenizer = json.loads(tokenizer_json)
-        special = [token["content"] for token in tokenizer.get("added_tokens", []) if token["special"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidInput("tokenizer.json", "a tokenizer", str(error)) from error
-    template = content.get("chat_template")
-    if isinstance(template, list):
-        template = next((each["template"] for each in template if each.get("name") == "default"), None)
-    if template is None and (folder / "chat_template.jinja").exists():
-        template = _read_text(folder / "chat_template.jinja")
-    if isinstance(template, str) and template:
-        return derive_chat_format(template, bos, eos, special)
-    return plain_chat(bos if content.get("add_bos_token", bos in _opening(tokenizer)) else "", (eos,) if eos else ())
 
 
 def _token_text(value: object) -> str:
