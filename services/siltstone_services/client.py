@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final
@@ -70,6 +71,18 @@ class SiltstoneClient:
     ) -> None:
         await self._channel.close()
 
+    async def is_there(self, timeout_s: float) -> bool:
+        """Says whether a server answers at the address within the time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                state = self._channel.get_state(try_to_connect=True)
+                while state not in (grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE):
+                    await self._channel.wait_for_state_change(state)
+                    state = self._channel.get_state(try_to_connect=True)
+        except TimeoutError:
+            return False
+        return bool(state is grpc.ChannelConnectivity.READY)
+
     async def record(self, interactions: Sequence[Interaction], *, wait_absorbed: bool = False) -> list[Receipt]:
         """Writes interactions, all or none; waits until they are absorbed or parked when asked to."""
         request = memory_pb.RecordRequest(
@@ -86,7 +99,7 @@ class SiltstoneClient:
             response = await self._memory.Feedback(request, timeout=self._timeout_s)
         return receipt_from_proto(response.receipt)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart | AnswerEnd]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[AnswerPart | AnswerEnd, None]:
         """Yields an answer, piece by piece, its end last. Closing the iterator gives the answer up."""
         call = self._inference.Generate(generate_request_to_proto(request), timeout=self._timeout_s)
         try:

@@ -1,0 +1,39 @@
+"""siltstone demo and bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from siltstone_services.cli.later import Later
+from siltstone_services.cli.options import JsonOption, QuickOption
+
+_demo = Later("siltstone_services.demo")
+_bench = Later("siltstone_services.bench")
+_configuration = Later("siltstone_services.commands.configuration")
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure.")
+
+
+def demo(
+    context: typer.Context,
+    quick: QuickOption = False,
+    json_path: JsonOption = None,
+    runs: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs"),
+) -> None:
+    """Twelve people of one office tell the model about themselves, then ask it."""
+    home = _configuration.load(context.obj).home_path
+    raise typer.Exit(_demo.run_demo(quick=quick, json_path=json_path, home=home, runs=runs))
+
+
+@bench_app.callback()
+def bench() -> None:
+    """Measure."""
+
+
+@bench_app.command("wake")
+def wake(quick: QuickOption = False, json_path: JsonOption = None) -> None:
+    """Measure how fast many users are served and learned at once."""
+    raise typer.Exit(_bench.run_wake(quick=quick, json_path=json_path))

@@ -1,0 +1,42 @@
+"""What commands print on."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from rich.console import Console
+from rich.table import Table
+
+
+def out() -> Console:
+    """Returns the console of results."""
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """Returns the console of what is said beside the results, so that these can be piped on."""
+    return Console(stderr=True, highlight=False)
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """Returns a plain table; columns that start with # are numbers."""
+    made = Table(box=None, title=title, title_justify="left", pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left")
+    return made
+
+
+def visible(text: str) -> str:
+    """Returns a text that cannot move the cursor or change the terminal: control characters are taken out."""
+    return "".join(
+        character for character in text if character in "\n\t" or not unicodedata.category(character).startswith("C")
+    )
+
+
+def size_text(num_bytes: int) -> str:
+    """Returns a number of bytes as people read it."""
+    size, units = float(num_bytes), ["bytes", "KiB", "MiB", "GiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.0f} {units[0]}" if units[0] == "bytes" else f"{size:.1f} {units[0]}"

@@ -1,0 +1,31 @@
+"""One JSON object a line: the constant message and its fields."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Final
+
+_NOT_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JsonLines(logging.Formatter):
+    """Writes a record with everything given as `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the line."""
+        fields = {name: value for name, value in vars(record).items() if name not in _NOT_FIELDS}
+        told = {
+            "at_ms": round(record.created * 1000),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        return json.dumps({**told, **fields}, default=str)
+
+
+def log_to_stderr(level: str) -> None:
+    """Sends the log of this process to the standard error output."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
