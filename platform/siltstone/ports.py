@@ -124,10 +124,13 @@ class ShardHost(Protocol):
         """
         ...
 
-    async def score(self, owner: UserKey, prompt: Sequence[Message], answers: Sequence[str]) -> list[tuple[float, float]]:
+    async def score(
+        self, owner: UserKey, prompt: Sequence[Message], answers: Sequence[str]
+    ) -> list[tuple[float, float]]:
         """Returns, for each answer text after the prompt, its log-probability in nats under (user's model, bare core).
 
-        The prompt may end with an assistant message: the answers continue it.
+        The prompt may end with an assistant message: the answers continue it. Without a prompt the answers are plain
+        text, without a template, scored from their second token on where the core has no opening token.
         """
         ...
 

@@ -51,7 +51,7 @@ class ParkReason(StrEnum):
     EMPTY = "empty"
     WRONG_ROLES = "wrong_roles"
     NOT_FINITE = "not_finite"
-    DUPLICATE = "duplicate"
+    SNAPSHOT_MISMATCH = "snapshot_mismatch"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -52,7 +52,7 @@ def next_commit(journal: SqliteJournal, store: SqliteSnapshotStore, lease: Lease
         memories[record.owner] = fold(memories.get(record.owner) or store.load(record.owner), record)
     last = records[-1]
     parked = Parked(
-        lease.partition, last.position, last.owner, last.interaction_id, ParkReason.DUPLICATE, "for the test", b"x"
+        lease.partition, last.position, last.owner, last.interaction_id, ParkReason.EMPTY, "for the test", b"x"
     )
     return Commit(lease, position, last.position + 1, tuple(memories.values()), (parked,))
 

@@ -14,8 +14,12 @@ from siltstone.adapters.sqlite_file import SqliteConfig
 from siltstone.config.reading import put, read_config
 from siltstone.config.schema import describe_schema
 from siltstone.errors import ConfigInvalid
+from siltstone.inference.engine import EngineConfig
 from siltstone.journal.admit import AdmissionLimits
+from siltstone.memory.lessons import LessonConfig
 from siltstone.memory.reservoir import ReservoirLimits
+from siltstone.memory.shard import ShardConfig
+from siltstone.memory.user_memory import MemoryConfig
 
 __all__ = ["GatewayConfig", "SiltstoneConfig", "config_schema", "load_config"]
 
@@ -108,6 +112,14 @@ class SiltstoneConfig:
     """How large an interaction may be."""
     reservoir: ReservoirLimits = field(default_factory=ReservoirLimits)
     """How much of a user is kept word for word."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """The shape of a user's memory and how its levels learn."""
+    lessons: LessonConfig = field(default_factory=LessonConfig)
+    """What of an interaction is learned, and how strongly."""
+    shard: ShardConfig = field(default_factory=ShardConfig)
+    """How much a shard holds and takes in at once."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Where the model runs, and how many answers run at once."""
     store: SqliteConfig = field(default_factory=SqliteConfig)
     """How the embedded journal and store are kept."""
     text_recall: Bm25RecallConfig = field(default_factory=Bm25RecallConfig)

@@ -1,1 +1,1 @@
-"""Continuous batching over users: prefill, decode and absorb on one core."""
+"""Answering: many users' answers decoded in one batch, each under a pinned state."""

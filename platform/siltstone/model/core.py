@@ -171,3 +171,31 @@ def forward(core: Core, ids_BT: Tensor, bend: Bend | None = None) -> Tensor:
     for i in range(core.config.num_layers):
         x = core.block(i, x, rotation, lambda _, q, k, v: attention(q, k, v, mask), bend)
     return x
+
+
+def forward_keeping(
+    core: Core, ids_BT: Tensor, past: KeyValues | None = None, bend: Bend | None = None
+) -> tuple[Tensor, KeyValues]:
+    """Runs new tokens behind a past of the same length in every row: ([B, T, D], keys and values of past and new).
+
+    A past of one row serves every row.
+    """
+    b, t = ids_BT.shape
+    num_past = past.keys[0].shape[2] if past is not None else 0
+    device = ids_BT.device
+    rotation = core.rotation(torch.arange(num_past, num_past + t, device=device).expand(b, t))
+    mask = causal_mask(torch.full((b,), num_past, device=device), t, num_past)
+    kept = KeyValues([], [])
+
+    def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if past is not None:
+            k = torch.cat([past.keys[index].expand(b, -1, -1, -1), k], dim=2)
+            v = torch.cat([past.values[index].expand(b, -1, -1, -1), v], dim=2)
+        kept.keys.append(k)
+        kept.values.append(v)
+        return attention(q, k, v, mask)
+
+    x = core.embed(ids_BT)
+    for i in range(core.config.num_layers):
+        x = core.block(i, x, rotation, attend, bend)
+    return x, kept

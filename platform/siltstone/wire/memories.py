@@ -31,7 +31,7 @@ PARK_REASONS: Final = Numbering(
         ParkReason.EMPTY: pb.PARK_REASON_EMPTY,
         ParkReason.WRONG_ROLES: pb.PARK_REASON_WRONG_ROLES,
         ParkReason.NOT_FINITE: pb.PARK_REASON_NOT_FINITE,
-        ParkReason.DUPLICATE: pb.PARK_REASON_DUPLICATE,
+        ParkReason.SNAPSHOT_MISMATCH: pb.PARK_REASON_SNAPSHOT_MISMATCH,
     }
 )
 

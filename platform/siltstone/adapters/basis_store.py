@@ -1,0 +1,60 @@
+"""The read bases of cores on disk (safetensors): built once for a core and a shape, then always the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from siltstone.errors import Corrupt
+from siltstone.model.deltas import SITES, Site
+
+
+class BasisStore:
+    """Keeps bases under `<home>/bases`, each named by what it was made from, with its digest beside it."""
+
+    def __init__(self, home: Path) -> None:
+        self._folder = home / "bases"
+
+    def get(self, recipe: dict[str, object], build: Callable[[], dict[Site, Tensor]]) -> tuple[dict[Site, Tensor], str]:
+        """Returns the basis of a recipe and its digest, building and keeping it the first time.
+
+        Raises: Corrupt when the file is not what was written.
+        """
+        name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
+        path, seal = self._folder / f"{name}.safetensors", self._folder / f"{name}.sha256"
+        if not seal.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            content = save({site: layers.contiguous().cpu() for site, layers in build().items()})
+            # The seal is written last: a file without one is not there.
+            _write(path, content)
+            _write(seal, hashlib.sha256(content).hexdigest().encode())
+        content, expected = path.read_bytes(), seal.read_text()
+        found = hashlib.sha256(content).hexdigest()
+        if found != expected:
+            raise Corrupt(f"basis {name}", expected, found)
+        try:
+            tensors = load(content)
+        except SafetensorError as error:
+            raise Corrupt(f"basis {name}", "safetensors", str(error)) from error
+        return {site: tensors[site] for site in SITES if site in tensors}, found
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

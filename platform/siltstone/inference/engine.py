@@ -1,0 +1,235 @@
+"""The answering engine: prompts are read together, answers decoded together, joining and leaving at any step."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from siltstone.errors import ConfigInvalid, InvalidInput, Overloaded
+from siltstone.inference.rows import Answer, Rows
+from siltstone.inference.sampling import check_sampling, choose_tokens, generator_of
+from siltstone.model.core import Bend, Core, KeyValues, forward_keeping
+from siltstone.model.deltas import Basis, DeltaShape, bend_with
+from siltstone.values import FinishReason, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Where the model runs, and how many answers run at once."""
+
+    device: str = "cpu"
+    """Where the core and the batch live: cpu, cuda, cuda:1."""
+    num_threads: int = 0
+    """Threads of one matrix product on the CPU; 0 takes the processors there are."""
+    max_answers: int = 64
+    """Answers decoded in one batch."""
+    max_waiting: int = 256
+    """Answers that may wait for a place; more are refused."""
+    max_prefill_tokens: int = 2048
+    """Prompt tokens, padding included, read in one step; a longer prompt is read alone."""
+    max_context_tokens: int = 2048
+    """Tokens of a prompt and its answer together; never more than the core's context."""
+    retry_after_s: float = 1.0
+    """Seconds after which a refused caller may try again."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_answers", "max_waiting", "max_prefill_tokens", "max_context_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigInvalid("engine", f"{name}: expected at least 1, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a step did to one answer: the token it gave (None at its stop), and why it ended if it did."""
+
+    answer: Answer
+    token: int | None
+    finished: FinishReason | None
+
+
+class AnswerEngine:
+    """Answers for one core. Not thread-safe: one thread submits and steps."""
+
+    def __init__(
+        self,
+        core: Core,
+        shape: DeltaShape,
+        basis: Basis,
+        prefix_ids: Sequence[int],
+        prefix: KeyValues | None,
+        stop_ids: frozenset[int],
+        config: EngineConfig,
+    ) -> None:
+        self._core, self._shape, self._basis = core, shape, basis
+        self._prefix_ids, self._prefix = tuple(prefix_ids), prefix
+        self._stop_ids, self._config = stop_ids, config
+        self._waiting: deque[Answer] = deque()
+        self._rows = Rows(core, shape, basis)
+        self.max_context = min(config.max_context_tokens, core.config.max_context)
+
+    @property
+    def num_running(self) -> int:
+        """Answers that are waiting or being decoded."""
+        return len(self._waiting) + len(self._rows.answers)
+
+    def submit(self, prompt: Sequence[int], coefficients: Tensor | None, sampling: Sampling) -> Answer:
+        """Queues an answer to a prompt under a user's coefficients [N], or under the bare core.
+
+        Raises: InvalidInput when prompt and answer do not fit the context; Overloaded.
+        """
+        check_sampling(sampling)
+        room = self.max_context - len(prompt)
+        if not prompt or room < 1:
+            raise InvalidInput("messages", f"1 to {self.max_context - 1} tokens", f"{len(prompt)} tokens")
+        if len(self._waiting) >= self._config.max_waiting:
+            raise Overloaded("waiting answers", self._config.max_waiting, self._config.retry_after_s)
+        held = Sampling(min(sampling.max_tokens, room), sampling.temperature, sampling.top_p, sampling.seed)
+        answer = Answer(tuple(prompt), coefficients, held, generator_of(held))
+        self._waiting.append(answer)
+        return answer
+
+    def give_up(self, answer: Answer) -> None:
+        """Drops an answer; its place is free from the next step on."""
+        answer.is_given_up = True
+
+    def step(self) -> list[Progress]:
+        """Reads waiting prompts if there is a place for them, else decodes one token of every running answer."""
+        self._drop_given_up()
+        ready = self._take_waiting()
+        if ready:
+            return self._read_prompts(ready)
+        if not self._rows.answers:
+            return []
+        running = list(self._rows.answers)
+        progress = self._next_tokens(running, self._rows.decode())
+        done = {id(item.answer) for item in progress if item.finished is not None}
+        for row in reversed(range(len(running))):
+            if id(self._rows.answers[row]) in done:
+                self._rows.leave(row)
+        return progress
+
+    def _drop_given_up(self) -> None:
+        self._waiting = deque(answer for answer in self._waiting if not answer.is_given_up)
+        for row in reversed(range(len(self._rows.answers))):
+            if self._rows.answers[row].is_given_up:
+                self._rows.leave(row)
+
+    def _take_waiting(self) -> list[Answer]:
+        """Takes the longest run of waiting answers that fit a step, all with the shared prefix or all without."""
+        taken: list[Answer] = []
+        longest = 0
+        while self._waiting and len(self._rows.answers) + len(taken) < self._config.max_answers:
+            answer = self._waiting[0]
+            if taken and self._shares_prefix(answer) != self._shares_prefix(taken[0]):
+                break
+            longest = max(longest, len(answer.prompt))
+            if taken and longest * (len(taken) + 1) > self._config.max_prefill_tokens:
+                break
+            taken.append(self._waiting.popleft())
+        return taken
+
+    def _shares_prefix(self, answer: Answer) -> bool:
+        size = len(self._prefix_ids)
+        return self._prefix is not None and len(answer.prompt) > size and answer.prompt[:size] == self._prefix_ids
+
+    def _bend(self, coefficients: Sequence[Tensor | None], repeat: int = 1) -> Bend | None:
+        """Returns the deltas of a batch, a row each; with `repeat`, the one row's for that many, without copying it."""
+        if all(one is None for one in coefficients):
+            return None
+        zero = torch.zeros(self._shape.num_coefficients)
+        stacked = torch.stack([zero if one is None else one for one in coefficients])
+        sites = self._shape.split(stacked.to(device=self._core.device, dtype=self._core.dtype))
+        rows = len(coefficients) * repeat
+        layers = {site: [one.expand(rows, -1, -1) for one in stack.unbind(1)] for site, stack in sites.items()}
+        return bend_with(self._shape, self._basis, layers)
+
+    def _read_prompts(self, answers: list[Answer]) -> list[Progress]:
+        past = self._prefix if self._shares_prefix(answers[0]) else None
+        skip = len(self._prefix_ids) if past is not None else 0
+        prompts = [answer.prompt[skip:] for answer in answers]
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=self._core.device)
+        with torch.no_grad():
+            x, kept = forward_keeping(self._core, ids, past, self._bend([answer.coefficients for answer in answers]))
+            last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=x.device)
+            logits = self._core.logits(x[torch.arange(len(answers), device=x.device), last])
+        progress = self._next_tokens(answers, logits)
+        for row, (answer, item) in enumerate(zip(answers, progress, strict=True)):
+            if item.finished is None:
+                self._rows.join(answer, kept, row, len(answer.prompt))
+        return progress
+
+    def _next_tokens(self, answers: Sequence[Answer], logits_BV: Tensor) -> list[Progress]:
+        tokens = choose_tokens(logits_BV, [a.sampling for a in answers], [a.generator for a in answers])
+        progress = []
+        for answer, token in zip(answers, tokens, strict=True):
+            if token in self._stop_ids:
+                progress.append(Progress(answer, None, FinishReason.STOP))
+                continue
+            answer.tokens.append(token)
+            is_full = len(answer.tokens) >= answer.sampling.max_tokens
+            progress.append(Progress(answer, token, FinishReason.MAX_TOKENS if is_full else None))
+        return progress
+
+    def score(
+        self, prompt: Sequence[int], continuations: Sequence[Sequence[int]], coefficients: Tensor | None
+    ) -> list[tuple[float, float]]:
+        """Returns the log-probability of each continuation, in nats, under (the coefficients, the bare core).
+
+        An empty prompt scores a continuation from its second token on: nothing precedes the first.
+        Raises: InvalidInput when a continuation is empty or does not fit the context.
+        """
+        longest = max(map(len, continuations), default=0)
+        shortest = min(map(len, continuations), default=0)
+        if shortest < 1 or len(prompt) + longest > self.max_context:
+            expected = f"1 to {self.max_context - len(prompt)} tokens"
+            raise InvalidInput("answers", expected, f"{shortest} to {longest} tokens")
+        core_scores = self._score_under(prompt, continuations, None)
+        if coefficients is None:
+            return list(zip(core_scores, core_scores, strict=True))
+        return list(zip(self._score_under(prompt, continuations, coefficients), core_scores, strict=True))
+
+    def _score_under(
+        self, prompt: Sequence[int], continuations: Sequence[Sequence[int]], coefficients: Tensor | None
+    ) -> list[float]:
+        device, size = self._core.device, len(self._prefix_ids)
+        past = self._prefix if tuple(prompt[:size]) == self._prefix_ids and len(prompt) > size else None
+        with torch.no_grad():
+            first_logits = None
+            if prompt:
+                ids = torch.tensor([list(prompt[size if past is not None else 0 :])], device=device)
+                x, past = forward_keeping(self._core, ids, past, self._bend([coefficients]))
+                first_logits = self._core.logits(x[:, -1]).float()
+            scores: list[float] = []
+            per_step = max(1, self._config.max_prefill_tokens // max(map(len, continuations)))
+            for start in range(0, len(continuations), per_step):
+                part = continuations[start : start + per_step]
+                scores += self._score_part(part, first_logits, past, coefficients)
+        return scores
+
+    def _score_part(
+        self,
+        part: Sequence[Sequence[int]],
+        first_logits: Tensor | None,
+        past: KeyValues | None,
+        coefficients: Tensor | None,
+    ) -> list[float]:
+        device, longest = self._core.device, max(map(len, part))
+        ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in part], device=device)
+        real = torch.tensor([[1.0] * len(one) + [0.0] * (longest - len(one)) for one in part], device=device)
+        total = torch.zeros(len(part), device=device, dtype=torch.float64)
+        if first_logits is not None:
+            total += F.log_softmax(first_logits, dim=-1)[0, ids[:, 0]].double()
+        if longest > 1:
+            bend = self._bend([coefficients], repeat=len(part))
+            x, _ = forward_keeping(self._core, ids[:, :-1], past, bend)
+            logits = self._core.logits(x).float()
+            nll = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            total -= (nll.double() * real[:, 1:]).sum(dim=1)
+        scored: list[float] = total.tolist()
+        return scored

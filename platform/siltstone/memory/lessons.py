@@ -1,0 +1,120 @@
+"""From an interaction to the lessons a memory absorbs: which tokens, in which context, with which weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from siltstone.errors import ConfigInvalid
+from siltstone.memory.restate import cue, second_person, sentences
+from siltstone.model.lesson import Lesson
+from siltstone.ports import Tokenizer
+from siltstone.values import Interaction, InteractionKind, Message, Role
+
+
+@dataclass(frozen=True, slots=True)
+class LessonConfig:
+    """What of an interaction is learned, and how strongly."""
+
+    answer_weight: float = 0.1
+    """Weight of the model's own unrated answers: low, since a model that learns what it said drifts."""
+    praise_weight: float = 2.0
+    """Weight of an answer that got a thumb up."""
+    blame_weight: float = 1.0
+    """Weight with which an answer that got a thumb down is made less likely; its step is bounded."""
+    rehearsals: int = 1
+    """Times each statement of the user is also learned as an answer to a cue of its own words."""
+    max_sentences: int = 16
+    """Statements of one interaction that are rehearsed."""
+    max_lesson_tokens: int = 256
+    """Tokens of one lesson; longer texts become several."""
+
+    def __post_init__(self) -> None:
+        if min(self.answer_weight, self.praise_weight, self.blame_weight) < 0:
+            raise ConfigInvalid("lesson", "answer_weight, praise_weight and blame_weight: expected 0 or more")
+        if self.rehearsals < 0 or self.max_sentences < 0 or self.max_lesson_tokens < 16:
+            raise ConfigInvalid("lesson", "expected rehearsals and max_sentences >= 0, max_lesson_tokens >= 16")
+
+
+class LessonPlan:
+    """Turns interactions into lessons with one core's tokenizer and chat template. Pure and deterministic."""
+
+    def __init__(self, tokenizer: Tokenizer, config: LessonConfig) -> None:
+        self._tokenizer = tokenizer
+        self._config = config
+        self.prefix_ids = tuple(default_prefix(tokenizer))
+
+    def lessons(self, interaction: Interaction) -> list[Lesson]:
+        """Returns the lessons of an interaction, in the order they are absorbed."""
+        kind, config = interaction.kind, self._config
+        if kind is InteractionKind.DOCUMENT:
+            weighted = [(message, 1.0) for message in interaction.messages]
+            heard = list(interaction.messages)
+        elif kind is InteractionKind.CONVERSATION:
+            weighted = [(m, config.answer_weight if m.role is Role.ASSISTANT else 1.0) for m in interaction.messages]
+            heard = [m for m in interaction.messages if m.role is Role.USER]
+        else:
+            *before, answer = interaction.messages
+            weighted = [(message, 0.0) for message in before]
+            heard = []
+            if kind is InteractionKind.CORRECTION:
+                weighted.append((Message(Role.ASSISTANT, interaction.correction), 1.0))
+            elif kind is InteractionKind.THUMB_UP:
+                weighted.append((answer, config.praise_weight))
+            else:
+                weighted.append((answer, -config.blame_weight))
+        lessons = self._as_said(weighted)
+        told = [sentence for message in heard for sentence in sentences(message.text)][: config.max_sentences]
+        for index, sentence in enumerate(told):
+            for time in range(config.rehearsals):
+                lessons.append(self._as_recalled(sentence, f"{interaction.id}/{index}/{time}"))
+        return [lesson for lesson in lessons if any(lesson.weights[1:])]
+
+    def _as_said(self, weighted: Sequence[tuple[Message, float]]) -> list[Lesson]:
+        """Renders a conversation; the weight falls on contents (and the end of an answer), never on the template."""
+        token = self._tokenizer
+        ids: list[int] = []
+        weights: list[float] = []
+        has_system = weighted[0][0].role is Role.SYSTEM
+        if has_system:
+            ids += token.bos_ids
+            weights += [0.0] * len(token.bos_ids)
+        for message, weight in weighted:
+            weight = 0.0 if message.role is Role.SYSTEM else weight
+            opening, content = token.turn_prefix(message.role), token.encode(message.text)
+            closing = token.turn_suffix(message.role)
+            ids += [*opening, *content, *closing]
+            weights += [0.0] * len(opening) + [weight] * len(content)
+            ends_answer = message.role is Role.ASSISTANT and weight > 0
+            weights += [weight if ends_answer and i == 0 else 0.0 for i in range(len(closing))]
+        return self._cut(ids, weights, after_prefix=not has_system)
+
+    def _as_recalled(self, sentence: str, seed: str) -> Lesson:
+        asked = Message(Role.USER, cue(sentence, seed))
+        told = Message(Role.ASSISTANT, second_person(sentence))
+        return self._as_said([(asked, 0.0), (told, 1.0)])[0]
+
+    def _cut(self, ids: list[int], weights: list[float], after_prefix: bool) -> list[Lesson]:
+        """Returns the text in lessons of bounded length; each but the first begins with the last half of a window."""
+        size = self._config.max_lesson_tokens
+        if len(ids) <= size:
+            return [Lesson(tuple(ids), tuple(weights), after_prefix)]
+        lessons = [Lesson(tuple(ids[:size]), tuple(weights[:size]), after_prefix)]
+        step = size // 2
+        for start in range(size, len(ids), step):
+            context = start - step
+            lessons.append(
+                Lesson(
+                    tuple(ids[context : start + step]),
+                    tuple([0.0] * step + weights[start : start + step]),
+                    after_prefix,
+                )
+            )
+        return lessons
+
+
+def default_prefix(tokenizer: Tokenizer) -> list[int]:
+    """Returns the ids that every conversation without a system message of its own starts with."""
+    rendered = tokenizer.render([Message(Role.USER, "a")])
+    turn = [*tokenizer.turn_prefix(Role.USER), *tokenizer.encode("a"), *tokenizer.turn_suffix(Role.USER)]
+    return rendered[: len(rendered) - len(turn) - len(tokenizer.turn_prefix(Role.ASSISTANT))]

@@ -1,0 +1,206 @@
+"""One user's memory: levels, counters, reservoir; and its one contiguous buffer."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from siltstone.errors import ConfigInvalid, Corrupt, InvalidInput, SnapshotMismatch
+from siltstone.memory import reservoir as reservoirs
+from siltstone.memory.reservoir import Reservoir
+from siltstone.model.config import CoreConfig
+from siltstone.model.deltas import DeltaShape, Site
+from siltstone.model.levels import DELTA, NUM_BUFFERS, LevelConfig, LevelCounters, coefficients
+from siltstone.values import LevelCard, MemoryCard, UserKey
+
+_MAGIC: Final = b"SMEM"
+BLOB_VERSION: Final = 1
+_HEAD: Final = struct.Struct("<4sHII")
+NUM_REMEMBERED_IDS: Final = 512
+"""Interaction ids a memory remembers having absorbed. The embedded journal refuses a repeat for ever; a journal that
+keeps only a window (a broker) relies on this one."""
+
+LEVEL_NAMES: Final = ("fast", "mid")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryConfig:
+    """The shape of a user's memory and how its levels learn."""
+
+    num_layers: int = 12
+    """Layers bent, counted from the last; a core with fewer is bent in all."""
+    sites: tuple[Site, ...] = ("gate_up", "down")
+    """Maps of an MLP that are bent."""
+    rank: int = 64
+    """Directions of a map's input that a delta reads; a narrower core takes its width."""
+    basis_damping: float = 0.1
+    """Share of the mean eigenvalue added when the basis is whitened."""
+    basis_seed: int = 0
+    """Seed of the random directions of the basis."""
+    gate_nats: float = 1.0
+    """Negative log-likelihood at which a token counts half as surprising, nats."""
+    fast: LevelConfig = field(default_factory=lambda: LevelConfig(period_tokens=16, rate=0.1, retention=0.999))
+    mid: LevelConfig = field(default_factory=lambda: LevelConfig(period_tokens=64, rate=0.1))
+
+    def __post_init__(self) -> None:
+        if self.mid.period_tokens % self.fast.period_tokens:
+            raise ConfigInvalid("memory", "mid.period_tokens: expected a multiple of fast.period_tokens")
+        if not self.gate_nats >= 0 or not self.basis_damping > 0:
+            raise ConfigInvalid("memory", "expected gate_nats >= 0 and basis_damping > 0")
+
+    @property
+    def levels(self) -> tuple[LevelConfig, ...]:
+        """The levels, fastest first."""
+        return (self.fast, self.mid)
+
+    def shape_for(self, core: CoreConfig) -> DeltaShape:
+        """Returns the shape of a memory over a core."""
+        rank = min(self.rank, core.d_model, core.d_mlp)
+        return DeltaShape(core, min(self.num_layers, core.num_layers), self.sites, rank)
+
+
+@dataclass(frozen=True, slots=True)
+class UserMemory:
+    """A user's whole state. A value: absorbing makes a new one, the tensor of an old one is never written to.
+
+    Shapes: `numbers` [L, 3, N] float32 on the CPU (delta, open gradient, momentum of each level).
+    """
+
+    owner: UserKey
+    core: str
+    sequence: int
+    position_tokens: int
+    num_interactions: int
+    counters: LevelCounters
+    absorbed_ids: tuple[str, ...]
+    reservoir: Reservoir
+    numbers: Tensor
+
+    @staticmethod
+    def empty(owner: UserKey, core: str, shape: DeltaShape) -> UserMemory:
+        """Returns the memory of a user never met: exactly the core."""
+        levels = len(LEVEL_NAMES)
+        numbers = torch.zeros(levels, NUM_BUFFERS, shape.num_coefficients)
+        return UserMemory(owner, core, 0, 0, 0, LevelCounters.zero(levels), (), Reservoir(), numbers)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held in memory, the reservoir's text left out."""
+        return self.numbers.numel() * self.numbers.element_size()
+
+    def coefficients(self) -> Tensor:
+        """Returns what is applied to the core: [N]."""
+        return coefficients(self.numbers[None])[0]
+
+    def card(self, config: MemoryConfig) -> MemoryCard:
+        """Returns what may be told about this memory. A level's drift is the norm of its delta."""
+        levels = tuple(
+            LevelCard(
+                name,
+                level.period_tokens,
+                self.counters.num_updates[i],
+                self.counters.open_tokens[i],
+                float(self.numbers[i, DELTA].norm()),
+            )
+            for i, (name, level) in enumerate(zip(LEVEL_NAMES, config.levels, strict=True))
+        )
+        return MemoryCard(
+            self.owner,
+            self.core,
+            self.sequence,
+            self.position_tokens,
+            self.num_interactions,
+            self.num_bytes + len(reservoirs.to_bytes(self.reservoir)),
+            levels,
+            len(self.reservoir.entries),
+        )
+
+    def next(self, **changes: Any) -> UserMemory:
+        """Returns this memory with some fields changed."""
+        return replace(self, **changes)
+
+
+def to_blob(memory: UserMemory) -> bytes:
+    """Writes a memory as one buffer: equal memories give equal bytes.
+
+    Layout: magic, version, length of the header and of the reservoir; header (JSON); reservoir; numbers (float32,
+    little endian).
+    Raises: InvalidInput when a number is not finite: such a memory must never be kept.
+    """
+    if not bool(torch.isfinite(memory.numbers).all()):
+        raise InvalidInput(f"memory of {memory.owner}", "finite numbers", "NaN or infinity")
+    header = json.dumps(
+        {
+            "tenant": memory.owner.tenant,
+            "user": memory.owner.user,
+            "core": memory.core,
+            "sequence": memory.sequence,
+            "position_tokens": memory.position_tokens,
+            "num_interactions": memory.num_interactions,
+            "num_updates": memory.counters.num_updates,
+            "open_tokens": memory.counters.open_tokens,
+            "open_surprise": memory.counters.open_surprise,
+            "absorbed_ids": memory.absorbed_ids,
+            "shape": list(memory.numbers.shape),
+        },
+        sort_keys=True,
+        separators=(",", ":"),
+    ).encode()
+    kept = reservoirs.to_bytes(memory.reservoir)
+    numbers = memory.numbers.contiguous().numpy().astype("<f4", copy=False).tobytes()
+    return _HEAD.pack(_MAGIC, BLOB_VERSION, len(header), len(kept)) + header + kept + numbers
+
+
+def from_blob(owner: UserKey, blob: bytes, core: str, shape: DeltaShape) -> UserMemory:
+    """Reads what `to_blob` wrote, for a core and shape.
+
+    Raises: Corrupt when the bytes are not a whole memory, are of a newer version, or hold a number that is not finite;
+    SnapshotMismatch when it is another user's, or was learned under another core or shape.
+    """
+    what = f"memory of {owner}"
+    if len(blob) < _HEAD.size:
+        raise Corrupt(what, f"at least {_HEAD.size} bytes", f"{len(blob)} bytes")
+    magic, version, header_bytes, reservoir_bytes = _HEAD.unpack_from(blob)
+    if magic != _MAGIC or version != BLOB_VERSION:
+        raise Corrupt(what, f"{_MAGIC!r} version {BLOB_VERSION}", f"{magic!r} version {version}")
+    at = _HEAD.size
+    try:
+        header = json.loads(blob[at : at + header_bytes])
+        at += header_bytes
+        found_owner = UserKey(header["tenant"], header["user"])
+        counters = LevelCounters(header["num_updates"], header["open_tokens"], header["open_surprise"])
+        kept = reservoirs.from_bytes(blob[at : at + reservoir_bytes])
+        expected = [len(LEVEL_NAMES), NUM_BUFFERS, shape.num_coefficients]
+        if found_owner != owner:
+            raise SnapshotMismatch(str(owner), str(owner), str(found_owner))
+        if header["core"] != core:
+            raise SnapshotMismatch(str(owner), f"core {core}", f"core {header['core']}")
+        if header["shape"] != expected:
+            raise SnapshotMismatch(str(owner), f"shape {expected}", f"shape {header['shape']}")
+        at += reservoir_bytes
+        num_numbers = expected[0] * expected[1] * expected[2]
+        if len(blob) - at != 4 * num_numbers:
+            raise Corrupt(what, f"{4 * num_numbers} bytes of numbers", f"{len(blob) - at} bytes")
+        # bytearray: torch wants a buffer it may write to, and the blob is ours alone only as a copy.
+        numbers = torch.frombuffer(bytearray(memoryview(blob)[at:]), dtype=torch.float32).view(expected)
+        memory = UserMemory(
+            owner,
+            core,
+            header["sequence"],
+            header["position_tokens"],
+            header["num_interactions"],
+            counters,
+            tuple(header["absorbed_ids"]),
+            kept,
+            numbers,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise Corrupt(what, "a header of a memory", f"{type(error).__name__}: {error}") from error
+    if not bool(torch.isfinite(numbers.sum())):
+        raise Corrupt(what, "finite numbers", "NaN or infinity")
+    return memory

@@ -1,0 +1,183 @@
+"""Gradients of many users' lessons at once: one forward, one backward, every user their own weights.
+
+A lesson is a stretch of text in its context, with a weight for each token. It is read in pieces that end where the
+user's fastest level moves, so that within a piece no weight changes. The layers below the first bent one do not depend
+on the user: they are run once for a whole lesson, without gradient. Keys and values of earlier pieces are kept as they
+were computed (back-propagation is cut there).
+
+Shapes: B users, T tokens of the longest lesson, P tokens of the shared prefix, W tokens of the widest piece, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from siltstone.model.core import Core, KeyValues, attention, causal_mask
+from siltstone.model.deltas import Basis, DeltaShape, Site, bend_with
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Token ids and the weight of each as a target: positive is learned, zero is context, negative is unlearned.
+
+    `after_prefix` says that the lesson continues the core's default prefix; otherwise it stands at position 0. The
+    first token is context always: nothing of the lesson comes before it.
+    """
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+    after_prefix: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PieceResult:
+    """What one piece gave. `surprise` holds, a user, the sum over learned tokens of a number in 0 to 1."""
+
+    gradient_BN: Tensor
+    learned_tokens: list[int]
+    surprise: list[float]
+    nats: list[float]
+
+
+def surprise_of(nll: Tensor, gate_nats: float) -> Tensor:
+    """Returns how surprising a token of this negative log-likelihood is, 0 to 1: nll^2 / (nll^2 + gate^2)."""
+    squared = nll.square()
+    return squared / (squared + gate_nats * gate_nats)
+
+
+class LessonBatch:
+    """Lessons of distinct users, one each, read in lockstep. All continue the prefix, or none does."""
+
+    def __init__(
+        self, core: Core, shape: DeltaShape, basis: Basis, lessons: Sequence[Lesson], prefix: KeyValues | None
+    ) -> None:
+        self.core, self.shape, self.basis = core, shape, basis
+        self._lessons = lessons
+        device = core.device
+        size, longest = len(lessons), max(len(lesson.ids) for lesson in lessons) - 1
+        ids = torch.zeros(size, longest + 1, dtype=torch.long)
+        weights = torch.zeros(size, longest + 1)
+        for row, lesson in enumerate(lessons):
+            ids[row, : len(lesson.ids)] = torch.tensor(lesson.ids)
+            weights[row, 1 : len(lesson.ids)] = torch.tensor(lesson.weights)[1:]
+        self._targets_BT = ids[:, 1:].to(device)
+        self._weights_BT = weights[:, 1:].to(device)
+        self._num_prefix = prefix.keys[0].shape[2] if prefix is not None else 0
+        self._at = [0] * size
+        positions = torch.arange(self._num_prefix, self._num_prefix + longest, device=device).expand(size, longest)
+        self._rotation = core.rotation(positions)
+        mask = causal_mask(torch.full((size,), self._num_prefix, device=device), longest, self._num_prefix)
+
+        def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if prefix is not None:
+                k = torch.cat([prefix.keys[index].expand(size, -1, -1, -1), k], dim=2)
+                v = torch.cat([prefix.values[index].expand(size, -1, -1, -1), v], dim=2)
+            return attention(q, k, v, mask)
+
+        with torch.no_grad():
+            x = core.embed(ids[:, :-1].to(device))
+            for index in range(shape.first_layer):
+                x = core.block(index, x, self._rotation, attend)
+            self._hidden_BTD = x
+            shape_kv = (size, core.config.num_kv_heads, self._num_prefix + longest, core.config.head_dim)
+            self._keys = [torch.zeros(shape_kv, device=device, dtype=core.dtype) for _ in range(shape.num_layers)]
+            self._values = [torch.zeros_like(keys) for keys in self._keys]
+            if prefix is not None:
+                for j in range(shape.num_layers):
+                    self._keys[j][:, :, : self._num_prefix] = prefix.keys[shape.first_layer + j]
+                    self._values[j][:, :, : self._num_prefix] = prefix.values[shape.first_layer + j]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every lesson has been read to its end."""
+        return all(at >= len(lesson.ids) - 1 for at, lesson in zip(self._at, self._lessons, strict=True))
+
+    def _ends(self, room: Sequence[int]) -> list[int]:
+        """Returns where the next piece of each lesson ends: behind its `room`-th learned token, or at the end."""
+        ends = []
+        for lesson, at, left in zip(self._lessons, self._at, room, strict=True):
+            end = at
+            while end < len(lesson.ids) - 1:
+                end += 1
+                if lesson.weights[end]:
+                    left -= 1
+                    if left == 0:
+                        break
+            ends.append(end)
+        return ends
+
+    def read_piece(self, coefficients_BN: Tensor, room: Sequence[int], gate_nats: float) -> PieceResult:
+        """Reads every lesson up to `room` learned tokens further, under the users' coefficients.
+
+        The gradient is of the sum over tokens of weight * surprise * nll (for negative weights of
+        |weight| * -log(1 - p), whose step is bounded as p falls).
+        """
+        size, device = len(self._lessons), self.core.device
+        starts, ends = self._at, self._ends(room)
+        width = max(end - start for start, end in zip(starts, ends, strict=True))
+        start_B = torch.tensor(starts, device=device)
+        end_B = torch.tensor(ends, device=device)
+        index_BW = start_B[:, None] + torch.arange(width, device=device)
+        is_real_BW = index_BW < end_B[:, None]
+        index_BW = index_BW.clamp(max=self._targets_BT.shape[1] - 1)
+        rows = torch.arange(size, device=device)[:, None]
+        x = self._hidden_BTD[rows, index_BW]
+        cos, sin = self._rotation
+        rotation = (cos[rows, 0, index_BW].unsqueeze(1), sin[rows, 0, index_BW].unsqueeze(1))
+        num_past = self._keys[0].shape[2]
+        mask = causal_mask(start_B + self._num_prefix, width, num_past)
+        leaves: dict[Site, list[Tensor]] = {
+            site: [layer.detach().requires_grad_() for layer in layers.unbind(1)]
+            for site, layers in self.shape.split(coefficients_BN).items()
+        }
+        fresh: list[tuple[Tensor, Tensor]] = []
+
+        def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            j = index - self.shape.first_layer
+            fresh.append((k.detach(), v.detach()))
+            return attention(q, torch.cat([self._keys[j], k], dim=2), torch.cat([self._values[j], v], dim=2), mask)
+
+        weights_BW = torch.where(is_real_BW, self._weights_BT[rows, index_BW], 0.0)
+        is_target_BW = weights_BW != 0
+        bend = bend_with(self.shape, self.basis, leaves)
+        with torch.enable_grad():
+            for index in range(self.shape.first_layer, self.core.config.num_layers):
+                x = self.core.block(index, x, rotation, attend, bend)
+            logits = self.core.logits(x[is_target_BW]).float()
+            nll = F.cross_entropy(logits, self._targets_BT[rows, index_BW][is_target_BW], reduction="none")
+            weight = weights_BW[is_target_BW]
+            gate = surprise_of(nll.detach(), gate_nats)
+            unlikely = -torch.log1p(-torch.exp(-nll).clamp(max=0.999))
+            loss = torch.where(weight > 0, weight * gate * nll, -weight * unlikely).sum()
+            flat_leaves = [leaf for layers in leaves.values() for leaf in layers]
+            gradients = (
+                torch.autograd.grad(loss, flat_leaves)
+                if nll.numel()
+                else [torch.zeros_like(leaf) for leaf in flat_leaves]
+            )
+        gradient_BN = torch.cat([gradient.reshape(size, -1) for gradient in gradients], dim=1)
+        self._keep(fresh, index_BW, is_real_BW)
+        self._at = ends
+
+        owner = rows.expand(size, width)[is_target_BW]
+        # What is to become less likely surprises by how likely it is.
+        felt = torch.where(weight > 0, gate * weight, -weight * torch.exp(-nll.detach()))
+        sums = torch.zeros(3, size, device=device, dtype=torch.float64)
+        sums[0].index_add_(0, owner, torch.ones_like(felt, dtype=torch.float64))
+        sums[1].index_add_(0, owner, felt.double())
+        sums[2].index_add_(0, owner, nll.detach().double())
+        learned, felt_sum, nats = sums.tolist()
+        return PieceResult(gradient_BN, [int(n) for n in learned], felt_sum, nats)
+
+    def _keep(self, fresh: list[tuple[Tensor, Tensor]], index_BW: Tensor, is_real_BW: Tensor) -> None:
+        """Puts a piece's keys and values where later pieces look for them."""
+        row, column = is_real_BW.nonzero(as_tuple=True)
+        place = index_BW[row, column] + self._num_prefix
+        for j, (k, v) in enumerate(fresh):
+            self._keys[j][row, :, place] = k[row, :, column]
+            self._values[j][row, :, place] = v[row, :, column]

@@ -1,0 +1,137 @@
+"""A user's levels: several deltas on one basis, each with its own update period.
+
+Each level keeps its coefficients, the gradient summed since its last update, and its momentum. A level moves when its
+period of tokens is full; inside a period the weights stand still, so gradients of a period add up in any order.
+
+Shapes: B users of a batch, L levels, N coefficients of one level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from siltstone.errors import ConfigInvalid
+from siltstone.model.deltas import DeltaShape, site_widths
+from siltstone.model.orthogonal import orthogonalise
+
+DELTA: Final = 0
+GRADIENT: Final = 1
+MOMENTUM: Final = 2
+NUM_BUFFERS: Final = 3
+"""What a level keeps, in this order: [delta, gradient, momentum]."""
+MAX_SURPRISE: Final = 2.0
+"""Most that surprise, raised by praise, may multiply a rate with."""
+
+
+@dataclass(frozen=True, slots=True)
+class LevelConfig:
+    """How one level learns."""
+
+    period_tokens: int
+    """Learned tokens between two updates."""
+    rate: float
+    """Size of one update at full surprise, in units of the orthogonalised direction."""
+    momentum: float = 0.0
+    """Share of the last direction kept in the next, 0 to below 1."""
+    retention: float = 1.0
+    """Share of the delta that outlives an update, above 0 to 1: 1 forgets nothing."""
+    max_norm: float = 60.0
+    """Bound on the Frobenius norm of the whole delta."""
+
+    def __post_init__(self) -> None:
+        if self.period_tokens < 1:
+            raise ConfigInvalid("level", f"period_tokens: expected at least 1, found {self.period_tokens}")
+        if not (self.rate >= 0 and 0 <= self.momentum < 1 and 0 < self.retention <= 1 and self.max_norm > 0):
+            raise ConfigInvalid("level", f"expected rate >= 0, 0 <= momentum < 1, 0 < retention <= 1, found {self}")
+
+
+@dataclass(slots=True)
+class LevelCounters:
+    """Where each level of one user stands. Lists have one entry a level."""
+
+    num_updates: list[int]
+    open_tokens: list[int]
+    open_surprise: list[float]
+
+    @staticmethod
+    def zero(num_levels: int) -> LevelCounters:
+        """Returns the counters of levels that have not seen a token."""
+        return LevelCounters([0] * num_levels, [0] * num_levels, [0.0] * num_levels)
+
+    def copy(self) -> LevelCounters:
+        """Returns counters that share nothing with these."""
+        return LevelCounters(list(self.num_updates), list(self.open_tokens), list(self.open_surprise))
+
+
+def direction_of(shape: DeltaShape, gradient_BN: Tensor) -> Tensor:
+    """Returns the direction in which a summed gradient moves coefficients, its size taken away: [B, N].
+
+    Source: Muon's orthogonalised step (NL Eq. 52, M3 in section 7.2), with the scale 0.2 sqrt(O / R).
+        direction = -0.2 * sqrt(max(1, O / R)) * orthogonalise(gradient), for each bent map
+    A zero gradient gives zero.
+    """
+    out = torch.empty_like(gradient_BN)
+    results = shape.split(out)
+    for site, gradient in shape.split(gradient_BN).items():
+        width = site_widths(shape.core, site)[1]
+        scale = 0.2 * max(1.0, width / shape.rank) ** 0.5
+        flat = orthogonalise(gradient.reshape(-1, shape.rank, width))
+        results[site].copy_((-scale * flat).view_as(gradient))
+    return out
+
+
+def fold_in(
+    shape: DeltaShape,
+    configs: tuple[LevelConfig, ...],
+    numbers_BLSN: Tensor,
+    counters: list[LevelCounters],
+    gradient_BN: Tensor,
+    learned_tokens: list[int],
+    surprise: list[float],
+) -> None:
+    """Adds a piece's gradient to every level, and moves the levels whose period is now full. In place.
+
+    A piece never crosses the end of a period, so a period is full exactly or not at all.
+        G += gradient;  if full: m = momentum * m + G;  delta = retention * delta + rate * mean surprise * direction(m)
+    then the delta is scaled back to `max_norm` if it is longer. The mean surprise, in 0 to 1, is the input-dependent
+    part of the rate: what the model expected moves nothing.
+    Source: CMS, NL section 7.1, Eq. 71 (sum over the chunk), with Eq. 52 as the error term.
+    Shapes: numbers [B, L, 3, N]; `learned_tokens` and `surprise` (summed over the piece's tokens) one a user.
+    """
+    numbers_BLSN[:, :, GRADIENT] += gradient_BN[:, None]
+    for level, config in enumerate(configs):
+        due = []
+        for row, counter in enumerate(counters):
+            counter.open_tokens[level] += learned_tokens[row]
+            counter.open_surprise[level] += surprise[row]
+            if counter.open_tokens[level] >= config.period_tokens:
+                due.append(row)
+        if not due:
+            continue
+        rows = torch.tensor(due, device=numbers_BLSN.device)
+        state = numbers_BLSN[rows, level]
+        driven = state[:, GRADIENT] + config.momentum * state[:, MOMENTUM]
+        rates = [
+            config.rate * min(MAX_SURPRISE, counters[row].open_surprise[level] / counters[row].open_tokens[level])
+            for row in due
+        ]
+        step = direction_of(shape, driven) * torch.tensor(rates, device=state.device)[:, None]
+        delta = config.retention * state[:, DELTA] + step
+        length = delta.norm(dim=1, keepdim=True)
+        state[:, DELTA] = delta * (config.max_norm / length.clamp(min=config.max_norm))
+        state[:, GRADIENT] = 0
+        state[:, MOMENTUM] = driven if config.momentum else 0
+        numbers_BLSN[rows, level] = state
+        for row in due:
+            counters[row].num_updates[level] += 1
+            counters[row].open_tokens[level] = 0
+            counters[row].open_surprise[level] = 0.0
+
+
+def coefficients(numbers_BLSN: Tensor) -> Tensor:
+    """Returns what is applied to the core: the sum of the levels' deltas, [B, N]."""
+    return numbers_BLSN[:, :, DELTA].sum(dim=1)
