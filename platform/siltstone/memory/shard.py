@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -123,11 +123,14 @@ class Shard:
     def gather(self) -> Round | None:
         """Takes in the next records of every partition, within the round's bound; None when there are none."""
         taken = Round({}, {}, {}, {}, {}, 0)
-        for partition, start in self._positions.items():
-            room = self._config.max_round_interactions - taken.num_interactions
-            if room <= 0:
-                break
-            records = self._journal.read(partition, start, room)
+        limit = self._config.max_round_interactions
+        # In turns, a share at a time: many distinct users to a batch, and no partition waits for a busier one.
+        share = max(1, limit // len(self._positions))
+        turns = deque(self._positions)
+        while turns and taken.num_interactions < limit:
+            partition = turns.popleft()
+            start = taken.ends.get(partition, self._positions[partition])
+            records = self._journal.read(partition, start, min(share, limit - taken.num_interactions))
             for record in records:
                 # An erased user's record keeps its place in the journal, but has no content any more.
                 if record.payload:
@@ -135,6 +138,10 @@ class Shard:
             if records:
                 taken.ends[partition] = records[-1].position + 1
                 taken.num_interactions += len(records)
+                turns.append(partition)
+        # The first in this round is the last in the next: a round smaller than the partitions leaves none out for ever.
+        first = next(iter(self._positions))
+        self._positions[first] = self._positions.pop(first)
         return taken if taken.ends else None
 
     def _take(self, taken: Round, partition: int, record: JournalRecord) -> None:
