@@ -52,6 +52,7 @@ class ParkReason(StrEnum):
     WRONG_ROLES = "wrong_roles"
     NOT_FINITE = "not_finite"
     SNAPSHOT_MISMATCH = "snapshot_mismatch"
+    CORRUPT_MEMORY = "corrupt_memory"
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import TypeVar
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
-from siltstone.adapters.basis_store import BasisStore
 from siltstone.adapters.core_store import LoadedCore
 from siltstone.config import SiltstoneConfig
-from siltstone.errors import InvalidInput, Overloaded, Unavailable
-from siltstone.evaluation.office_material import load_office
-from siltstone.inference.engine import AnswerEngine, Progress
+from siltstone.errors import Corrupt, InvalidInput, Overloaded, SiltstoneError, Unavailable
+from siltstone.inference.engine import AnswerEngine
 from siltstone.inference.rows import Answer
 from siltstone.journal.admit import Refusal, admit
 from siltstone.journal.partition import partition_of
 from siltstone.memory.absorber import Absorber
-from siltstone.memory.lessons import LessonPlan
 from siltstone.memory.shard import Shard, lag_of, partitions_past
-from siltstone.memory.user_memory import UserMemory
 from siltstone.model.core import Core
-from siltstone.model.deltas import Basis, DeltaShape, Site, build_basis
 from siltstone.ports import Clock, Journal, SnapshotStore, TextRecall
 from siltstone.values import (
     AnswerEnd,
@@ -45,41 +39,24 @@ from siltstone.values import (
     Receipt,
     Role,
     ShardStatus,
+    Snapshot,
     UserExport,
     UserKey,
 )
+from siltstone_services.learning import lesson_plan, read_basis
 from siltstone_services.prompts import recall_lines, render_prompt, render_scored
+from siltstone_services.streams import Piece, Stream, Streams
 from siltstone_services.worker import Worker
 
-_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_ANCHOR_TOKENS = 128
 _EXPORT_RECORDS = 1024
-
-
-@dataclass(slots=True, eq=False)
-class _Stream:
-    """An answer on its way to its reader."""
-
-    memory: UserMemory
-    recalled: tuple[str, ...]
-    pieces: asyncio.Queue[AnswerPart | FinishReason | Exception]
-    answer: Answer | None = None
-    told: int = 0
-    text: str = ""
 
 
 @dataclass(slots=True)
 class _Waiter:
     wanted: list[tuple[int, int]]
     done: asyncio.Future[None]
-
-
-@dataclass(slots=True)
-class _Counters:
-    answered_tokens: int = 0
-    streams: dict[int, _Stream] = field(default_factory=dict)
 
 
 class EmbeddedHost:
@@ -98,9 +75,11 @@ class EmbeddedHost:
         self._recall, self._clock, self._config = recall, clock, config
         self._tokenizer = core.tokenizer
         self._waiters: list[_Waiter] = []
-        self._counts = _Counters()
+        self._replies: set[Future[Any]] = set()
+        self._damaged: dict[int, Corrupt] = {}
+        self._num_appending = 0
         self._num_partitions = 0
-        self._failure: BaseException | None = None
+        self._failure: SiltstoneError | None = None
 
     async def __aenter__(self) -> EmbeddedHost:
         self._loop = asyncio.get_running_loop()
@@ -118,8 +97,8 @@ class EmbeddedHost:
         core = Core(self._loaded.config, self._loaded.tensors, engine.device)
         memory = self._config.memory
         shape = memory.shape_for(core.config)
-        basis, self.version = self._basis(core, shape)
-        plan = LessonPlan(self._tokenizer, self._config.lessons)
+        basis, self.version = read_basis(self._loaded, core, shape, self._config)
+        plan = lesson_plan(self._tokenizer, core, self._config.lessons)
         absorber = Absorber(core, shape, basis, plan, memory, self._config.reservoir)
         holder = uuid.uuid4().hex
         self._num_partitions = len(self._journal.end_positions())
@@ -132,34 +111,16 @@ class EmbeddedHost:
         )
         self._positions = self._shard.positions
         self._ends = dict(self._journal.end_positions())
+        self._streams = Streams(self._engine, self._tokenizer, self._loop)
         self._worker = Worker(
-            self._engine, self._shard, self._config.shard, self._on_progress, self._on_commit, self._on_failure
+            self._engine,
+            self._shard,
+            self._config.shard,
+            self._streams.on_progress,
+            self._on_commit,
+            self._on_trouble,
+            self._on_failure,
         )
-
-    def _basis(self, core: Core, shape: DeltaShape) -> tuple[Basis, str]:
-        """Returns the read basis and the name of the version: what a memory must have been learned under."""
-        memory = self._config.memory
-        passages = [passage.text for passage in load_office().anchors]
-        recipe: dict[str, object] = {
-            "core": self._loaded.digest,
-            "layers": shape.num_layers,
-            "sites": list(shape.sites),
-            "rank": shape.rank,
-            "damping": memory.basis_damping,
-            "seed": memory.basis_seed,
-            "anchors": hashlib.sha256("\n".join(passages).encode()).hexdigest(),
-        }
-
-        def build() -> dict[Site, torch.Tensor]:
-            _log.info("building the read basis", extra={"layers": shape.num_layers, "rank": shape.rank})
-            rows = [self._tokenizer.encode(passage)[:_ANCHOR_TOKENS] for passage in passages]
-            shortest = min(map(len, rows))
-            anchors = torch.tensor([row[:shortest] for row in rows], device=core.device)
-            return build_basis(core, shape, anchors, memory.basis_damping, memory.basis_seed)
-
-        basis, digest = BasisStore(self._config.home_path).get(recipe, build)
-        placed = {site: layers.to(device=core.device, dtype=core.dtype) for site, layers in basis.items()}
-        return placed, f"{self._loaded.digest}-{digest[:12]}"
 
     def _admit(self, record: JournalRecord) -> Interaction | Parked:
         decided = admit(record.payload, self._config.admission)
@@ -177,57 +138,60 @@ class EmbeddedHost:
 
     # What the worker's thread tells.
 
-    def _on_progress(self, progress: list[Progress]) -> None:
-        for item in progress:
-            stream = self._counts.streams.get(id(item.answer))
-            if stream is None:
-                continue
-            if item.token is not None:
-                self._counts.answered_tokens += 1
-            text = self._tokenizer.decode(item.answer.tokens)
-            # A character may still miss its last bytes: it is told with the token that completes it.
-            if item.finished is None and text.endswith("�"):
-                continue
-            if len(text) > stream.told:
-                self._tell(stream, AnswerPart(text[stream.told :]))
-                stream.told = len(text)
-            if item.finished is not None:
-                stream.text = text
-                del self._counts.streams[id(item.answer)]
-                self._tell(stream, item.finished)
-
-    def _tell(self, stream: _Stream, piece: AnswerPart | FinishReason | Exception) -> None:
-        self._loop.call_soon_threadsafe(stream.pieces.put_nowait, piece)
-
     def _on_commit(self) -> None:
-        self._loop.call_soon_threadsafe(self._committed, self._shard.positions)
+        positions, damaged = self._shard.positions, dict(self._shard.damaged)
+        self._loop.call_soon_threadsafe(self._committed, positions, damaged)
 
-    def _committed(self, positions: dict[int, int]) -> None:
-        self._positions = positions
-        for waiter in list(self._waiters):
-            if partitions_past(positions, waiter.wanted):
-                self._waiters.remove(waiter)
-                if not waiter.done.done():
-                    waiter.done.set_result(None)
+    def _on_trouble(self, error: Unavailable) -> None:
+        # What waits is safe in the journal, but nobody knows for how long: better told than left to wait.
+        self._loop.call_soon_threadsafe(self._end_waiting, error)
 
     def _on_failure(self, error: BaseException) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._fail, error)
+        told = error if isinstance(error, SiltstoneError) else Unavailable("the shard", type(error).__name__)
+        self._loop.call_soon_threadsafe(self._fail, told)
 
-    def _fail(self, error: BaseException) -> None:
-        self._failure = self._failure or error
-        told = Unavailable("the shard", str(error))
-        for stream in self._counts.streams.values():
-            stream.pieces.put_nowait(told)
+    # What is done with it, on the event loop.
+
+    def _committed(self, positions: dict[int, int], damaged: dict[int, Corrupt]) -> None:
+        self._positions, self._damaged = positions, damaged
+        for waiter in list(self._waiters):
+            damage = self._damage_of(partition for partition, _ in waiter.wanted)
+            if waiter.done.done():
+                continue
+            if partitions_past(positions, waiter.wanted):
+                waiter.done.set_result(None)
+            elif damage is not None:
+                waiter.done.set_exception(damage)
+
+    def _damage_of(self, partitions: Iterable[int]) -> Corrupt | None:
+        damage = next((self._damaged[partition] for partition in partitions if partition in self._damaged), None)
+        # A copy: an error that is raised again and again would gather the frames of all who met it.
+        return copy(damage)
+
+    def _end_waiting(self, error: SiltstoneError) -> None:
         for waiter in self._waiters:
             if not waiter.done.done():
-                waiter.done.set_exception(told)
-        self._waiters.clear()
+                waiter.done.set_exception(error)
+
+    def _fail(self, error: SiltstoneError) -> None:
+        """Tells everybody who waits that the worker's thread has ended."""
+        self._failure = self._failure or error
+        told = self._told_failure()
+        self._streams.fail(told)
+        self._end_waiting(told)
+        for reply in self._replies:
+            if not reply.done():
+                reply.set_exception(told)
+
+    def _told_failure(self) -> Unavailable:
+        failure = self._failure
+        return copy(failure) if isinstance(failure, Unavailable) else Unavailable("the shard", str(failure))
 
     async def _ask(self, question: Callable[[], T]) -> T:
         """Runs a question on the worker's thread and returns its answer."""
         self._check_alive()
         reply: Future[T] = Future()
+        self._replies.add(reply)
 
         def run() -> None:
             if reply.set_running_or_notify_cancel():
@@ -237,24 +201,53 @@ class EmbeddedHost:
                     reply.set_exception(error)
 
         self._worker.call(run)
-        return await asyncio.wrap_future(reply)
+        try:
+            return await asyncio.wrap_future(reply)
+        finally:
+            self._replies.discard(reply)
 
     def _check_alive(self) -> None:
         if self._failure is not None:
-            raise Unavailable("the shard", str(self._failure))
+            raise self._told_failure()
+
+    def _check_lag(self, num_more: int) -> None:
+        """Raises Overloaded when the worker lags too far behind the journal. A damaged partition's lag is no lag."""
+        config = self._config.shard
+        positions = {partition: at for partition, at in self._positions.items() if partition not in self._damaged}
+        lag = lag_of(self._ends, positions) + self._num_appending
+        # What is more than the limit by itself is taken when nothing else waits.
+        if lag > 0 and lag + num_more > config.max_lag_interactions:
+            raise Overloaded("the absorb lag", config.max_lag_interactions, config.retry_after_s)
+
+    def _check_partition(self, owner: UserKey) -> None:
+        damage = self._damage_of([partition_of(owner, self._num_partitions)])
+        if damage is not None:
+            raise damage
 
     # The port.
 
     async def record(self, interactions: Sequence[Interaction]) -> list[Receipt]:
         """Writes the interactions to the journal, unless the worker lags too far behind it."""
         self._check_alive()
-        config = self._config.shard
-        if lag_of(self._ends, self._positions) + len(interactions) > config.max_lag_interactions:
-            raise Overloaded("the absorb lag", config.max_lag_interactions, config.retry_after_s)
-        receipts = await asyncio.to_thread(self._journal.append, interactions)
+        for interaction in interactions:
+            self._check_partition(interaction.owner)
+        self._check_lag(len(interactions))
+        return await self._append(interactions)
+
+    async def _append(self, interactions: Sequence[Interaction]) -> list[Receipt]:
+        def append() -> list[Receipt]:
+            receipts = self._journal.append(interactions)
+            # Here, so that a caller who goes away meanwhile leaves nothing unnoticed.
+            self._worker.notice_records()
+            return receipts
+
+        self._num_appending += len(interactions)
+        try:
+            receipts = await asyncio.to_thread(append)
+        finally:
+            self._num_appending -= len(interactions)
         for receipt in receipts:
             self._ends[receipt.partition] = max(self._ends.get(receipt.partition, 0), receipt.position + 1)
-        self._worker.notice_records()
         return receipts
 
     async def wait_absorbed(self, receipts: Sequence[Receipt]) -> None:
@@ -263,57 +256,63 @@ class EmbeddedHost:
         wanted = [(receipt.partition, receipt.position) for receipt in receipts]
         if partitions_past(self._positions, wanted):
             return
+        if (damage := self._damage_of(partition for partition, _ in wanted)) is not None:
+            raise damage
         waiter = _Waiter(wanted, self._loop.create_future())
         self._waiters.append(waiter)
         try:
             await waiter.done
         finally:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+            self._waiters.remove(waiter)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart | AnswerEnd]:
         """Answers under the user's committed memory of this moment."""
-        pieces: asyncio.Queue[AnswerPart | FinishReason | Exception] = asyncio.Queue()
-        stream = await self._ask(lambda: self._begin(request, pieces))
+        is_recorded = bool(request.interaction_id) and request.consent.learn
+        if is_recorded:
+            # Refused before there is an answer, rather than after.
+            self._check_partition(request.owner)
+            self._check_lag(1)
+        pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        stream = Stream(request.owner, pieces)
         try:
+            answer = await self._ask(lambda: self._begin(request, stream))
             while not isinstance(piece := await pieces.get(), FinishReason):
-                if isinstance(piece, Exception):
+                if isinstance(piece, SiltstoneError):
                     raise piece
                 yield piece
         finally:
-            answer = stream.answer
-            if answer is not None:
-                self._worker.call(lambda: self._give_up(answer))
-        assert stream.answer is not None
+            self._worker.call(lambda: self._streams.give_up(stream))
         yield AnswerEnd(
             piece,
             self.version,
-            stream.memory.sequence,
-            len(stream.answer.prompt),
-            len(stream.answer.tokens),
+            stream.sequence,
+            len(answer.prompt),
+            len(answer.tokens),
             stream.recalled,
-            await self._record_exchange(request, stream.text),
+            await self._record_exchange(request, stream.text) if is_recorded and stream.text.strip() else None,
         )
 
-    def _begin(self, request: GenerateRequest, pieces: asyncio.Queue[AnswerPart | FinishReason | Exception]) -> _Stream:
-        memory = self._shard.memory_of(request.owner)
-        is_core = request.core_only
-        lines = [] if is_core else memory.reservoir.lines()
-        recalled = recall_lines(self._recall, request.recall, lines, request.messages)
+    def _begin(self, request: GenerateRequest, stream: Stream) -> Answer:
+        """Pins the user's state and hands the prompt to the engine. A bare core's answer needs no memory at all."""
+        coefficients, recalled = None, []
+        if not request.core_only:
+            memory = self._shard.memory_of(request.owner)
+            stream.sequence = memory.sequence
+            recalled = recall_lines(self._recall, request.recall, memory.reservoir.lines(), request.messages)
+            if request.recall != "text" and memory.sequence > 0:
+                coefficients = memory.coefficients()
         prompt = render_prompt(self._tokenizer, request, recalled)
-        bends = not is_core and request.recall != "text" and memory.sequence > 0
-        stream = _Stream(memory, tuple(recalled), pieces)
-        stream.answer = self._engine.submit(prompt, memory.coefficients() if bends else None, request.sampling)
-        self._counts.streams[id(stream.answer)] = stream
-        return stream
+        while recalled and len(prompt) >= self._engine.max_context:
+            # The least fitting line goes first: what was asked matters more than what might help to answer it.
+            recalled = recalled[:-1]
+            prompt = render_prompt(self._tokenizer, request, recalled)
+        stream.recalled = tuple(recalled)
+        answer = self._engine.submit(prompt, coefficients, request.sampling)
+        self._streams.begin(stream, answer)
+        return answer
 
-    def _give_up(self, answer: Answer) -> None:
-        if self._counts.streams.pop(id(answer), None) is not None:
-            self._engine.give_up(answer)
-
-    async def _record_exchange(self, request: GenerateRequest, text: str) -> Receipt | None:
-        if not request.interaction_id or not request.consent.learn or not text.strip():
-            return None
+    async def _record_exchange(self, request: GenerateRequest, text: str) -> Receipt:
+        """Records an answered question; also over the lag's limit, by no more than the answers that run at once."""
         exchange = Interaction(
             request.interaction_id,
             request.owner,
@@ -322,7 +321,8 @@ class EmbeddedHost:
             (*request.messages, Message(Role.ASSISTANT, text)),
             consent=request.consent,
         )
-        return (await self.record([exchange]))[0]
+        self._check_alive()
+        return (await self._append([exchange]))[0]
 
     async def score(
         self, owner: UserKey, prompt: Sequence[Message], answers: Sequence[str]
@@ -346,8 +346,12 @@ class EmbeddedHost:
 
     async def export(self, owner: UserKey) -> UserExport:
         """Returns everything kept about a user."""
-        card = await self.memory(owner)
-        snapshot = await asyncio.to_thread(self._store.load, owner)
+
+        def run() -> tuple[MemoryCard, Snapshot | None]:
+            # Between two steps nothing is committed: card and snapshot are of one state.
+            return self._shard.memory_of(owner).card(self._config.memory), self._store.load(owner)
+
+        card, snapshot = await self._ask(run)
         records = await asyncio.to_thread(self._records_of, owner)
         parked = await asyncio.to_thread(lambda: tuple(self._store.parked(owner)))
         return UserExport(card, snapshot, records, parked)
@@ -361,11 +365,12 @@ class EmbeddedHost:
         return tuple(found)
 
     async def forget(self, owner: UserKey) -> Erasure:
-        """Erases between two steps; a round under way is dropped first."""
+        """Erases between two steps; a round under way is dropped and the user's running answers end first."""
 
         def run() -> Erasure:
             # A round may hold the user's words; taken in anew, it finds them erased.
             self._worker.drop_round()
+            self._streams.forget(owner)
             self._recall.clear()
             had_memory, num = self._shard.forget(owner, partition_of(owner, self._num_partitions))
             return Erasure(owner, had_memory, num)
@@ -387,7 +392,7 @@ class EmbeddedHost:
                 num_absorbed=shard.num_absorbed,
                 num_parked=shard.num_parked,
                 absorbed_tokens=shard.absorbed_tokens,
-                answered_tokens=self._counts.answered_tokens,
+                answered_tokens=self._streams.answered_tokens,
                 busy_s=self._worker.busy_s,
             )
 

@@ -6,24 +6,36 @@ import logging
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+from siltstone.errors import Unavailable
 from siltstone.inference.engine import AnswerEngine, Progress
 from siltstone.memory.absorber import Step
-from siltstone.memory.shard import Round, Shard, ShardConfig
+from siltstone.memory.round import Round
+from siltstone.memory.shard import Shard, ShardConfig
 
 _log = logging.getLogger(__name__)
 
 Command = Callable[[], None]
 
 
+@dataclass(slots=True)
+class _RoundUnderWay:
+    taken: Round
+    steps: Iterator[Step]
+    is_absorbed: bool = False
+
+
 class Worker:
     """Steps an engine and a shard in turn. Commands from other threads run between two steps.
 
-    Answers go before absorbing; after `answers_before_absorb` decode steps in a row one absorb step has its turn.
-    `on_progress` hears of every token, `on_commit` of every committed round, `on_failure` of what ended the thread:
-    all are called on this thread.
+    Answers go before absorbing; after `answers_before_absorb` decode steps in a row one absorb step has its turn. What
+    the journal or the store cannot do now is tried again after a pause: an absorbed round is kept for that, and answers
+    go on meanwhile. `on_progress` hears of every token, `on_commit` of every change of the shard's positions or damage,
+    `on_trouble` of every pause, `on_failure` of what ended the thread: all are called on this thread.
     """
 
     def __init__(
@@ -33,14 +45,18 @@ class Worker:
         config: ShardConfig,
         on_progress: Callable[[list[Progress]], None],
         on_commit: Callable[[], None],
+        on_trouble: Callable[[Unavailable], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._engine, self._shard, self._config = engine, shard, config
-        self._on_progress, self._on_commit, self._on_failure = on_progress, on_commit, on_failure
+        self._on_progress, self._on_commit = on_progress, on_commit
+        self._on_trouble, self._on_failure = on_trouble, on_failure
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="siltstone-worker", daemon=True)
         self._may_have_records = True
-        self._round: tuple[Round, Iterator[Step]] | None = None
+        self._round: _RoundUnderWay | None = None
+        self._trouble: Unavailable | None = None
+        self._retry_at_s = 0.0
         self._answers_in_a_row = 0
         self._is_stopping = False
         self.busy_s = 0.0
@@ -74,49 +90,85 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            while not self._is_stopping:
-                is_idle = not (self._engine.num_running or self._round or self._may_have_records)
-                self._take_commands(wait=is_idle)
-                if not self._is_stopping:
-                    started = time.monotonic()
-                    self._step()
-                    self.busy_s += time.monotonic() - started
+            while True:
+                self._take_commands(self._idle_s())
+                if self._is_stopping:
+                    return
+                started = time.monotonic()
+                self._step()
+                self.busy_s += time.monotonic() - started
         except BaseException as error:
-            _log.exception("worker ended")
+            # Not the message: it may hold a user's words.
+            where = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+            _log.error("worker ended", extra={"error": type(error).__name__, "where": where})
             self._on_failure(error)
 
-    def _take_commands(self, wait: bool) -> None:
+    @property
+    def _wants_to_absorb(self) -> bool:
+        return self._round is not None or self._may_have_records
+
+    def _idle_s(self) -> float | None:
+        """How long there is nothing to do but to wait for a command; None when until one comes."""
+        if self._engine.num_running:
+            return 0.0
+        if not self._wants_to_absorb:
+            return None
+        return max(0.0, self._retry_at_s - time.monotonic())
+
+    def _take_commands(self, wait_s: float | None) -> None:
+        """Runs what commands there are; where there is none, waits so long for one."""
         while True:
             try:
-                command: Any = self._commands.get(block=wait)
+                command: Any = self._commands.get(block=wait_s != 0, timeout=wait_s)
             except queue.Empty:
                 return
-            wait = False
+            wait_s = 0
             if command is None:
                 self._is_stopping = True
                 return
             command()
 
     def _step(self) -> None:
-        can_absorb = self._round is not None or self._may_have_records
+        can_absorb = self._wants_to_absorb and time.monotonic() >= self._retry_at_s
         has_turn = self._answers_in_a_row >= self._config.answers_before_absorb
         if self._engine.num_running and not (can_absorb and has_turn):
             self._answers_in_a_row += 1
             self._on_progress(self._engine.step())
         elif can_absorb:
             self._answers_in_a_row = 0
-            self._absorb_step()
+            try:
+                self._absorb_step()
+            except Unavailable as error:
+                self._pause(error)
 
     def _absorb_step(self) -> None:
         if self._round is None:
             taken = self._shard.gather()
+            if self._shard.damaged:
+                self._on_commit()
             if taken is None:
                 self._may_have_records = False
                 return
-            self._round = (taken, self._shard.absorb(taken))
+            self._round = _RoundUnderWay(taken, self._shard.absorb(taken))
             return
-        taken, steps = self._round
-        if next(steps, None) is None:
+        under_way = self._round
+        if not under_way.is_absorbed:
+            under_way.is_absorbed = next(under_way.steps, None) is None
+        if under_way.is_absorbed:
+            self._shard.commit(under_way.taken)
             self._round = None
-            self._shard.commit(taken)
+            if self._trouble is not None:
+                _log.info("absorbing goes on", extra={"what": self._trouble.what})
+                self._trouble = None
             self._on_commit()
+
+    def _pause(self, error: Unavailable) -> None:
+        if self._round is not None and not self._round.is_absorbed:
+            self.drop_round()
+        if self._trouble is None:
+            _log.warning("absorbing waits", extra={"what": error.what, "reason": error.reason})
+        self._trouble = error
+        self._retry_at_s = time.monotonic() + self._config.retry_after_s
+        # A part of the round may have been committed.
+        self._on_commit()
+        self._on_trouble(error)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from siltstone.errors import Corrupt
+from siltstone.errors import Corrupt, Unavailable
 from siltstone.model.deltas import SITES, Site
 
 
@@ -25,17 +25,31 @@ class BasisStore:
     def get(self, recipe: dict[str, object], build: Callable[[], dict[Site, Tensor]]) -> tuple[dict[Site, Tensor], str]:
         """Returns the basis of a recipe and its digest, building and keeping it the first time.
 
-        Raises: Corrupt when the file is not what was written.
+        Raises: Corrupt when the file is not what was written; Unavailable when it cannot be written or read.
         """
+        try:
+            return self._get(recipe, build)
+        except OSError as error:
+            raise Unavailable("the read bases", str(error)) from error
+
+    def _get(
+        self, recipe: dict[str, object], build: Callable[[], dict[Site, Tensor]]
+    ) -> tuple[dict[Site, Tensor], str]:
         name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
         path, seal = self._folder / f"{name}.safetensors", self._folder / f"{name}.sha256"
         if not seal.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
+            for left in self._folder.glob(f"{name}.*.part"):
+                left.unlink()
             content = save({site: layers.contiguous().cpu() for site, layers in build().items()})
             # The seal is written last: a file without one is not there.
             _write(path, content)
             _write(seal, hashlib.sha256(content).hexdigest().encode())
-        content, expected = path.read_bytes(), seal.read_text()
+        expected = seal.read_bytes().decode("ascii", "replace")
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError as error:
+            raise Corrupt(f"basis {name}", expected, "no file") from error
         found = hashlib.sha256(content).hexdigest()
         if found != expected:
             raise Corrupt(f"basis {name}", expected, found)
@@ -47,7 +61,7 @@ class BasisStore:
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     with partial.open("wb") as file:
         file.write(content)
         file.flush()

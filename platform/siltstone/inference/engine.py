@@ -45,11 +45,20 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a step did to one answer: the token it gave (None at its stop), and why it ended if it did."""
+    """What a step did to one answer: the token it gave (None at its stop), and why it ended if it did.
+
+    `is_broken`: it ended because what the model gave for it was not numbers.
+    """
 
     answer: Answer
     token: int | None
     finished: FinishReason | None
+    is_broken: bool = False
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the answer ended with this."""
+        return self.finished is not None or self.is_broken
 
 
 class AnswerEngine:
@@ -107,7 +116,7 @@ class AnswerEngine:
             return []
         running = list(self._rows.answers)
         progress = self._next_tokens(running, self._rows.decode())
-        done = {id(item.answer) for item in progress if item.finished is not None}
+        done = {id(item.answer) for item in progress if item.is_last}
         for row in reversed(range(len(running))):
             if id(self._rows.answers[row]) in done:
                 self._rows.leave(row)
@@ -160,7 +169,7 @@ class AnswerEngine:
             logits = self._core.logits(x[torch.arange(len(answers), device=x.device), last])
         progress = self._next_tokens(answers, logits)
         for row, (answer, item) in enumerate(zip(answers, progress, strict=True)):
-            if item.finished is None:
+            if not item.is_last:
                 self._rows.join(answer, kept, row, len(answer.prompt))
         return progress
 
@@ -168,6 +177,9 @@ class AnswerEngine:
         tokens = choose_tokens(logits_BV, [a.sampling for a in answers], [a.generator for a in answers])
         progress = []
         for answer, token in zip(answers, tokens, strict=True):
+            if token is None:
+                progress.append(Progress(answer, None, None, is_broken=True))
+                continue
             if token in self._stop_ids:
                 progress.append(Progress(answer, None, FinishReason.STOP))
                 continue
@@ -186,6 +198,8 @@ class AnswerEngine:
         """
         longest = max(map(len, continuations), default=0)
         shortest = min(map(len, continuations), default=0)
+        if len(prompt) >= self.max_context:
+            raise InvalidInput("prompt", f"up to {self.max_context - 1} tokens", f"{len(prompt)} tokens")
         if shortest < 1 or len(prompt) + longest > self.max_context:
             expected = f"1 to {self.max_context - len(prompt)} tokens"
             raise InvalidInput("answers", expected, f"{shortest} to {longest} tokens")

@@ -1,8 +1,8 @@
 """The running answers as the rows of one batch: their keys, values and deltas, side by side.
 
 Rows in use are the first ones; a row that leaves is filled with the last, so that every tensor a step reads is a prefix
-of its storage. Room for rows and for tokens doubles when it is short. What a freed row held is overwritten before it is
-read: a joining row brings its whole past, and its deltas or zeros.
+of its storage. Room for rows and for tokens doubles when it is short. Behind a row's own past stand zeros, never what
+an earlier answer left there: a masked key weighs nothing, but nothing times NaN is NaN.
 
 Shapes: S rows of storage, K tokens of storage, R rank, O output width of a bent map.
 """
@@ -79,8 +79,9 @@ class Rows:
         rows, tokens = self._keys[0].shape[0], self._keys[0].shape[2]
         self._reserve(rows * 2 if at == rows else rows, max(tokens, 1 << (length + 1).bit_length()))
         for index in range(self._core.config.num_layers):
-            self._keys[index][at, :, :length] = past.keys[index][row, :, :length]
-            self._values[index][at, :, :length] = past.values[index][row, :, :length]
+            for store, brought in ((self._keys, past.keys), (self._values, past.values)):
+                store[index][at, :, :length] = brought[index][row, :, :length]
+                store[index][at, :, length:] = 0
         if answer.coefficients is None:
             for deltas in self._deltas.values():
                 deltas[:, at] = 0
@@ -94,13 +95,13 @@ class Rows:
         """Takes a row out; the last row takes its place."""
         last = len(self.answers) - 1
         if row != last:
-            length = self._lengths[last]
+            held = max(self._lengths[row], self._lengths[last])
             for store in (self._keys, self._values):
                 for tensor in store:
-                    tensor[row, :, :length] = tensor[last, :, :length]
+                    tensor[row, :, :held] = tensor[last, :, :held]
             for deltas in self._deltas.values():
                 deltas[:, row] = deltas[:, last]
-            self.answers[row], self._lengths[row] = self.answers[last], length
+            self.answers[row], self._lengths[row] = self.answers[last], self._lengths[last]
         del self.answers[last], self._lengths[last]
 
     def decode(self) -> Tensor:

@@ -22,6 +22,8 @@ def check_sampling(sampling: Sampling) -> None:
         raise InvalidInput("sampling.temperature", "0 to 10", str(sampling.temperature))
     if not 0 < sampling.top_p <= 1:
         raise InvalidInput("sampling.top_p", "above 0 to 1", str(sampling.top_p))
+    if not -(2**63) <= sampling.seed < 2**63:
+        raise InvalidInput("sampling.seed", "a whole number of 64 bits", str(sampling.seed)[:32])
 
 
 def generator_of(sampling: Sampling) -> torch.Generator | None:
@@ -33,13 +35,20 @@ def generator_of(sampling: Sampling) -> torch.Generator | None:
 
 def choose_tokens(
     logits_BV: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator | None]
-) -> list[int]:
-    """Returns the next token of each row, by the row's own rule and random numbers."""
-    chosen: list[int] = logits_BV.argmax(dim=-1).tolist()
+) -> list[int | None]:
+    """Returns the next token of each row, by the row's own rule and random numbers; None where no logit is a number."""
+    # NaN counts as the largest, so a row's largest logit tells of the whole row.
+    largest, likeliest = logits_BV.max(dim=-1)
+    is_sound: list[bool] = largest.isfinite().tolist()
+    chosen: list[int | None] = [
+        token if sound else None for token, sound in zip(likeliest.tolist(), is_sound, strict=True)
+    ]
     for row, (sampling, generator) in enumerate(zip(samplings, generators, strict=True)):
-        if generator is None:
+        if generator is None or not is_sound[row]:
             continue
-        probabilities = torch.softmax(logits_BV[row].float().cpu() / sampling.temperature, dim=-1)
+        # In double, below zero: however small a temperature is, the likeliest keeps a probability.
+        logits_V = (logits_BV[row] - largest[row]).double().cpu()
+        probabilities = torch.softmax(logits_V / sampling.temperature, dim=-1)
         ordered, order = probabilities.sort(descending=True)
         # A token stays when those before it have not yet filled top_p; so the likeliest always stays.
         ordered[ordered.cumsum(0) - ordered >= sampling.top_p] = 0

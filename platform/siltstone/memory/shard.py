@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
-
-from siltstone.errors import ConfigInvalid, SnapshotMismatch
+from siltstone.errors import ConfigInvalid, Corrupt, SnapshotMismatch
 from siltstone.memory.absorber import Absorber, Step
+from siltstone.memory.round import Round, absorb_round, parked
 from siltstone.memory.user_memory import UserMemory, from_blob, to_blob
 from siltstone.model.deltas import DeltaShape
 from siltstone.ports import Journal, SnapshotStore
 from siltstone.values import Commit, Interaction, JournalRecord, Lease, Parked, ParkReason, Snapshot, UserKey
+
+_log = logging.getLogger(__name__)
 
 Admit = Callable[[JournalRecord], Interaction | Parked]
 """Decides whether a journal record may be absorbed; the record comes back parked when not."""
@@ -30,7 +32,7 @@ class ShardConfig:
     max_lag_interactions: int = 4096
     """Interactions that may wait to be absorbed; more are refused."""
     retry_after_s: float = 2.0
-    """Seconds after which a refused writer may try again."""
+    """Seconds after which a refused writer may try again, and the shard what its journal or store could not do."""
     answers_before_absorb: int = 8
     """Decode steps in a row after which one absorb step has its turn, so that answering never stops learning."""
 
@@ -38,19 +40,6 @@ class ShardConfig:
         for name in ("max_resident_bytes", "max_round_interactions", "max_lag_interactions", "answers_before_absorb"):
             if getattr(self, name) < 1:
                 raise ConfigInvalid("shard", f"{name}: expected at least 1, found {getattr(self, name)}")
-
-
-@dataclass(slots=True)
-class Round:
-    """What one pass over the partitions took in, and, once absorbed, what it is to commit."""
-
-    ends: dict[int, int]
-    work: dict[UserKey, list[Interaction]]
-    records: dict[UserKey, list[JournalRecord]]
-    partition_of: dict[UserKey, int]
-    parked: dict[int, list[Parked]]
-    num_interactions: int
-    memories: list[UserMemory] = field(default_factory=list)
 
 
 class Shard:
@@ -74,6 +63,8 @@ class Shard:
         self._core, self._shape, self._config = core, shape, config
         self._leases = dict(leases)
         self._positions = {partition: store.position(partition) for partition in leases}
+        self.damaged: dict[int, Corrupt] = {}
+        """Partitions that stand still: what is stored of the partition itself, not of one user, cannot be trusted."""
         self._resident: OrderedDict[UserKey, UserMemory] = OrderedDict()
         self.resident_bytes = 0
         self.num_absorbed = 0
@@ -121,20 +112,24 @@ class Shard:
             self.resident_bytes -= leaving.num_bytes
 
     def gather(self) -> Round | None:
-        """Takes in the next records of every partition, within the round's bound; None when there are none."""
-        taken = Round({}, {}, {}, {}, {}, 0)
+        """Takes in the next records of every partition, within the round's bound; None when there are none.
+
+        A partition whose journal is damaged stands still from the damaged record on; the others go on.
+        Raises: Unavailable; then nothing was taken in.
+        """
+        taken = Round()
         limit = self._config.max_round_interactions
         # In turns, a share at a time: many distinct users to a batch, and no partition waits for a busier one.
         share = max(1, limit // len(self._positions))
-        turns = deque(self._positions)
+        turns = deque(partition for partition in self._positions if partition not in self.damaged)
         while turns and taken.num_interactions < limit:
             partition = turns.popleft()
             start = taken.ends.get(partition, self._positions[partition])
-            records = self._journal.read(partition, start, min(share, limit - taken.num_interactions))
+            records = self._read(partition, start, min(share, limit - taken.num_interactions))
             for record in records:
                 # An erased user's record keeps its place in the journal, but has no content any more.
                 if record.payload:
-                    self._take(taken, partition, record)
+                    taken.take(record, self._decide(record))
             if records:
                 taken.ends[partition] = records[-1].position + 1
                 taken.num_interactions += len(records)
@@ -144,40 +139,47 @@ class Shard:
         self._positions[first] = self._positions.pop(first)
         return taken if taken.ends else None
 
-    def _take(self, taken: Round, partition: int, record: JournalRecord) -> None:
-        decided = self._admit(record)
-        if isinstance(decided, Interaction):
+    def _read(self, partition: int, start: int, max_records: int) -> list[JournalRecord]:
+        """Reads records; where one of them is damaged, those before it, and then none of that partition any more."""
+        for limit in (max_records, 1):
             try:
-                self.memory_of(decided.owner)
-            except SnapshotMismatch as error:
-                decided = _park(record, ParkReason.SNAPSHOT_MISMATCH, str(error))
+                return self._journal.read(partition, start, limit)
+            except Corrupt as error:
+                damage = error
+        self._stand_still(partition, damage)
+        return []
+
+    def _stand_still(self, partition: int, damage: Corrupt) -> None:
+        _log.error("partition damaged", extra={"partition": partition, "error": str(damage)})
+        self.damaged[partition] = damage
+
+    def _decide(self, record: JournalRecord) -> Interaction | Parked:
+        decided = self._admit(record)
         if isinstance(decided, Parked):
-            taken.parked.setdefault(partition, []).append(decided)
-        else:
-            taken.work.setdefault(decided.owner, []).append(decided)
-            taken.records.setdefault(decided.owner, []).append(record)
-            taken.partition_of[decided.owner] = partition
+            return decided
+        if (decided.owner, decided.id) != (record.owner, record.interaction_id):
+            # The owner of the record says whose memory it may touch; no payload does.
+            detail = "payload: expected the owner and the id of its record, found others"
+            return parked(record, ParkReason.UNDECODABLE, detail)
+        return decided
 
     def absorb(self, taken: Round) -> Iterator[Step]:
-        """Absorbs a round step by step; afterwards the round holds the new memories. Nothing else changes."""
-        work = [(self.memory_of(owner), interactions) for owner, interactions in taken.work.items()]
-        for done in self._absorber.absorb(work) if work else ():
-            if isinstance(done, Step):
-                self.absorbed_tokens += done.num_tokens
-                yield done
-            else:
-                taken.memories = [
-                    memory.next(sequence=memory.sequence + 1) for memory in done if self._is_sound(memory, taken)
-                ]
+        """Absorbs a round step by step; afterwards the round holds the new memories. Nothing else changes.
 
-    def _is_sound(self, memory: UserMemory, taken: Round) -> bool:
-        """Says whether a new memory is all finite numbers; if not, what led to it is parked and the old one stays."""
-        if bool(torch.isfinite(memory.numbers).all()):
-            return True
-        parked = taken.parked.setdefault(taken.partition_of[memory.owner], [])
-        for record in taken.records[memory.owner]:
-            parked.append(_park(record, ParkReason.NOT_FINITE, "expected finite numbers, found NaN or infinity"))
-        return False
+        What came from a user whose memory cannot be used is parked.
+        Raises: Unavailable when a memory cannot be loaded; the round is to be gathered anew then.
+        """
+        memories = []
+        for owner in list(taken.work):
+            try:
+                memories.append(self.memory_of(owner))
+            except SnapshotMismatch as error:
+                taken.park_user(owner, ParkReason.SNAPSHOT_MISMATCH, str(error))
+            except Corrupt as error:
+                taken.park_user(owner, ParkReason.CORRUPT_MEMORY, str(error))
+        for step in absorb_round(self._absorber, taken, memories):
+            self.absorbed_tokens += step.num_tokens
+            yield step
 
     def commit(self, taken: Round) -> None:
         """Makes an absorbed round durable, partition by partition, each whole or not at all.
@@ -186,22 +188,48 @@ class Shard:
         2. Write them, what was parked and the next position in one transaction of the store, under the lease.
         3. Let the new memories answer.
         After a crash between any two steps, what was not written is absorbed again from the journal.
-        Raises: StaleLease and PositionConflict when another owner has taken over; Unavailable.
+        Raises: StaleLease and PositionConflict when another owner has taken over; Unavailable: call again, with the
+        same round, what was committed of it stays so.
         """
-        for partition, end in taken.ends.items():
-            # 1.
-            memories = [m for m in taken.memories if taken.partition_of[m.owner] == partition]
-            snapshots = tuple(self._seal(memory) for memory in memories)
-            parked = tuple(taken.parked.get(partition, ()))
-            # 2.
-            lease, start = self._leases[partition], self._positions[partition]
-            self._store.commit(Commit(lease, start, end, snapshots, parked))
-            # 3.
-            self._positions[partition] = end
-            for memory in memories:
-                self._hold(memory)
-                self.num_absorbed += len(taken.work[memory.owner])
-            self.num_parked += len(parked)
+        for partition in list(taken.ends):
+            while partition not in self.damaged and not self._commit_partition(taken, partition):
+                pass
+            del taken.ends[partition]
+
+    def _commit_partition(self, taken: Round, partition: int) -> bool:
+        """Commits one partition. False: a stored memory turned out damaged; its user's part was parked, try again."""
+        # 1.
+        owners = taken.owners_of(partition)
+        memories = [taken.memories[owner] for owner in owners if owner in taken.memories]
+        snapshots = tuple(self._seal(memory) for memory in memories)
+        parked_now = tuple(taken.parked.get(partition, ()))
+        # 2.
+        lease, start = self._leases[partition], self._positions[partition]
+        try:
+            self._store.commit(Commit(lease, start, taken.ends[partition], snapshots, parked_now))
+        except Corrupt as error:
+            if not self._park_damaged(taken, memories):
+                self._stand_still(partition, error)
+            return False
+        # 3.
+        self._positions[partition] = taken.ends[partition]
+        for memory in memories:
+            self._hold(memory)
+            self.num_absorbed += len(taken.work[memory.owner])
+        self.num_parked += len(parked_now)
+        return True
+
+    def _park_damaged(self, taken: Round, memories: Sequence[UserMemory]) -> bool:
+        """Parks what came from users whose stored memory is damaged, and says whether there was one."""
+        has_found = False
+        for memory in memories:
+            try:
+                self._store.load(memory.owner)
+            except Corrupt as error:
+                self._drop(memory.owner)
+                taken.park_user(memory.owner, ParkReason.CORRUPT_MEMORY, str(error))
+                has_found = True
+        return has_found
 
     def _seal(self, memory: UserMemory) -> Snapshot:
         return Snapshot.seal(memory.owner, memory.core, memory.sequence, to_blob(memory))
@@ -217,12 +245,6 @@ class Shard:
         had_memory = self._store.erase(owner, self._leases[partition])
         # 3.
         return had_memory, self._journal.erase(owner)
-
-
-def _park(record: JournalRecord, reason: ParkReason, detail: str) -> Parked:
-    return Parked(
-        record.partition, record.position, record.owner, record.interaction_id, reason, detail, record.payload
-    )
 
 
 def lag_of(ends: Mapping[int, int], positions: Mapping[int, int]) -> int:

@@ -27,6 +27,7 @@ class ParkReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PARK_REASON_WRONG_ROLES: _ClassVar[ParkReason]
     PARK_REASON_NOT_FINITE: _ClassVar[ParkReason]
     PARK_REASON_SNAPSHOT_MISMATCH: _ClassVar[ParkReason]
+    PARK_REASON_CORRUPT_MEMORY: _ClassVar[ParkReason]
 FEEDBACK_KIND_UNSPECIFIED: FeedbackKind
 FEEDBACK_KIND_CORRECTION: FeedbackKind
 FEEDBACK_KIND_THUMB_UP: FeedbackKind
@@ -41,6 +42,7 @@ PARK_REASON_EMPTY: ParkReason
 PARK_REASON_WRONG_ROLES: ParkReason
 PARK_REASON_NOT_FINITE: ParkReason
 PARK_REASON_SNAPSHOT_MISMATCH: ParkReason
+PARK_REASON_CORRUPT_MEMORY: ParkReason
 
 class RecordRequest(_message.Message):
     __slots__ = ("interactions", "wait_absorbed")

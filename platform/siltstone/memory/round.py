@@ -1,0 +1,118 @@
+"""What one pass over the partitions takes in, and how it becomes new memories."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from siltstone.errors import InvalidInput
+from siltstone.memory.absorber import Absorber, Step
+from siltstone.memory.user_memory import UserMemory
+from siltstone.values import Interaction, JournalRecord, Parked, ParkReason, UserKey
+
+Work = tuple[JournalRecord, Interaction]
+"""An interaction that is to be absorbed, and the record it came from."""
+
+
+@dataclass(slots=True)
+class Round:
+    """What one pass over the partitions took in, and, once absorbed, what it is to commit.
+
+    `ends` holds, for every partition still to be committed, the position behind the last record taken.
+    """
+
+    ends: dict[int, int] = field(default_factory=dict)
+    work: dict[UserKey, list[Work]] = field(default_factory=dict)
+    parked: dict[int, list[Parked]] = field(default_factory=dict)
+    memories: dict[UserKey, UserMemory] = field(default_factory=dict)
+    num_interactions: int = 0
+
+    def take(self, record: JournalRecord, decided: Interaction | Parked) -> None:
+        """Puts a record to those to be absorbed, or to those parked."""
+        if isinstance(decided, Parked):
+            self.parked.setdefault(record.partition, []).append(decided)
+        else:
+            self.work.setdefault(record.owner, []).append((record, decided))
+
+    def park(self, record: JournalRecord, reason: ParkReason, detail: str) -> None:
+        """Parks a record that was to be absorbed."""
+        left = [work for work in self.work.pop(record.owner, ()) if work[0] is not record]
+        if left:
+            self.work[record.owner] = left
+        self.parked.setdefault(record.partition, []).append(parked(record, reason, detail))
+
+    def park_user(self, owner: UserKey, reason: ParkReason, detail: str) -> None:
+        """Parks all that a user brought; the user's memory stays as it is."""
+        self.memories.pop(owner, None)
+        for record, _ in self.work.get(owner, ()):
+            self.park(record, reason, detail)
+
+    def owners_of(self, partition: int) -> list[UserKey]:
+        """Returns the users of a partition who brought something to absorb."""
+        return [owner for owner, work in self.work.items() if work[0][0].partition == partition]
+
+
+def parked(record: JournalRecord, reason: ParkReason, detail: str) -> Parked:
+    """Returns a record as a parked interaction."""
+    return Parked(
+        record.partition, record.position, record.owner, record.interaction_id, reason, detail, record.payload
+    )
+
+
+def absorb_round(absorber: Absorber, taken: Round, memories: Sequence[UserMemory]) -> Iterator[Step]:
+    """Absorbs a round, step by step, into the memories of its users; afterwards the round holds the new ones.
+
+    Everybody is absorbed in one batch. Where that gives a user numbers that are none, what the user brought is taken
+    one interaction at a time: those that are to blame are parked, the others absorbed.
+    """
+    work = [(memory, [interaction for _, interaction in taken.work[memory.owner]]) for memory in memories]
+    try:
+        grown = yield from _fold(absorber, work)
+    except InvalidInput:
+        # A surprise that is no number; the error does not say whose.
+        grown = list(memories)
+        suspects = list(memories)
+    else:
+        suspects = [old for old, new in zip(memories, grown, strict=True) if not _is_sound(new)]
+    taken.memories = {memory.owner: memory for memory in grown}
+    for memory in suspects:
+        taken.memories[memory.owner] = yield from _fold_one_by_one(absorber, taken, memory)
+    for memory in memories:
+        new = taken.memories[memory.owner]
+        if new.num_interactions == memory.num_interactions:
+            # Nothing new was in it, so there is nothing to write.
+            del taken.memories[memory.owner]
+        else:
+            taken.memories[memory.owner] = replace(new, sequence=memory.sequence + 1)
+
+
+def _fold(
+    absorber: Absorber, work: Sequence[tuple[UserMemory, Sequence[Interaction]]]
+) -> Generator[Step, None, list[UserMemory]]:
+    grown: list[UserMemory] = []
+    for done in absorber.absorb(work) if work else ():
+        if isinstance(done, Step):
+            yield done
+        else:
+            grown = done
+    return grown
+
+
+def _fold_one_by_one(absorber: Absorber, taken: Round, memory: UserMemory) -> Generator[Step, None, UserMemory]:
+    for record, interaction in tuple(taken.work[memory.owner]):
+        try:
+            (grown,) = yield from _fold(absorber, [(memory, [interaction])])
+        except InvalidInput as error:
+            taken.park(record, ParkReason.NOT_FINITE, str(error))
+            continue
+        if _is_sound(grown):
+            memory = grown
+        else:
+            taken.park(record, ParkReason.NOT_FINITE, "memory: expected finite numbers, found NaN or infinity")
+    return memory
+
+
+def _is_sound(memory: UserMemory) -> bool:
+    return bool(torch.isfinite(memory.numbers).all())
