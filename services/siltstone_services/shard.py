@@ -21,7 +21,7 @@ from siltstone.inference.rows import Answer
 from siltstone.journal.admit import Refusal, admit
 from siltstone.journal.partition import partition_of
 from siltstone.memory.absorber import Absorber
-from siltstone.memory.shard import Shard, lag_of, partitions_past
+from siltstone.memory.shard import Damage, Shard, lag_of, partitions_past
 from siltstone.model.core import Core
 from siltstone.ports import Clock, Journal, SnapshotStore, TextRecall
 from siltstone.values import (
@@ -43,7 +43,7 @@ from siltstone.values import (
     UserExport,
     UserKey,
 )
-from siltstone_services.learning import lesson_plan, read_basis
+from siltstone_services.learning import lesson_plan, prepare_ground
 from siltstone_services.prompts import recall_lines, render_prompt, render_scored
 from siltstone_services.streams import Piece, Stream, Streams
 from siltstone_services.worker import Worker
@@ -76,7 +76,7 @@ class EmbeddedHost:
         self._tokenizer = core.tokenizer
         self._waiters: list[_Waiter] = []
         self._replies: set[Future[Any]] = set()
-        self._damaged: dict[int, Corrupt] = {}
+        self._damaged: dict[int, Damage] = {}
         self._num_appending = 0
         self._num_partitions = 0
         self._failure: SiltstoneError | None = None
@@ -97,9 +97,10 @@ class EmbeddedHost:
         core = Core(self._loaded.config, self._loaded.tensors, engine.device)
         memory = self._config.memory
         shape = memory.shape_for(core.config)
-        basis, self.version = read_basis(self._loaded, core, shape, self._config)
+        ground = prepare_ground(self._loaded, core, shape, self._config)
+        basis, self.version = ground.basis, ground.version
         plan = lesson_plan(self._tokenizer, core, self._config.lessons)
-        absorber = Absorber(core, shape, basis, plan, memory, self._config.reservoir)
+        absorber = Absorber(core, shape, basis, plan, memory, self._config.reservoir, ground.guard)
         holder = uuid.uuid4().hex
         self._num_partitions = len(self._journal.end_positions())
         leases = {partition: self._store.acquire(partition, holder) for partition in range(self._num_partitions)}
@@ -139,8 +140,7 @@ class EmbeddedHost:
     # What the worker's thread tells.
 
     def _on_commit(self) -> None:
-        positions, damaged = self._shard.positions, dict(self._shard.damaged)
-        self._loop.call_soon_threadsafe(self._committed, positions, damaged)
+        self._loop.call_soon_threadsafe(self._committed, self._shard.positions, self._shard.damaged)
 
     def _on_trouble(self, error: Unavailable) -> None:
         # What waits is safe in the journal, but nobody knows for how long: better told than left to wait.
@@ -152,10 +152,10 @@ class EmbeddedHost:
 
     # What is done with it, on the event loop.
 
-    def _committed(self, positions: dict[int, int], damaged: dict[int, Corrupt]) -> None:
+    def _committed(self, positions: dict[int, int], damaged: dict[int, Damage]) -> None:
         self._positions, self._damaged = positions, damaged
         for waiter in list(self._waiters):
-            damage = self._damage_of(partition for partition, _ in waiter.wanted)
+            damage = self._damage_at(waiter.wanted)
             if waiter.done.done():
                 continue
             if partitions_past(positions, waiter.wanted):
@@ -163,10 +163,14 @@ class EmbeddedHost:
             elif damage is not None:
                 waiter.done.set_exception(damage)
 
-    def _damage_of(self, partitions: Iterable[int]) -> Corrupt | None:
-        damage = next((self._damaged[partition] for partition in partitions if partition in self._damaged), None)
-        # A copy: an error that is raised again and again would gather the frames of all who met it.
-        return copy(damage)
+    def _damage_at(self, places: Iterable[tuple[int, int]]) -> Corrupt | None:
+        """Returns what keeps one of the (partition, position)s from ever being absorbed."""
+        for partition, position in places:
+            damage = self._damaged.get(partition)
+            if damage is not None and position >= damage.position:
+                # A copy: an error that is raised again and again would gather the frames of all who met it.
+                return copy(damage.error)
+        return None
 
     def _end_waiting(self, error: SiltstoneError) -> None:
         for waiter in self._waiters:
@@ -220,9 +224,9 @@ class EmbeddedHost:
             raise Overloaded("the absorb lag", config.max_lag_interactions, config.retry_after_s)
 
     def _check_partition(self, owner: UserKey) -> None:
-        damage = self._damage_of([partition_of(owner, self._num_partitions)])
+        damage = self._damaged.get(partition_of(owner, self._num_partitions))
         if damage is not None:
-            raise damage
+            raise copy(damage.error)
 
     # The port.
 
@@ -256,7 +260,7 @@ class EmbeddedHost:
         wanted = [(receipt.partition, receipt.position) for receipt in receipts]
         if partitions_past(self._positions, wanted):
             return
-        if (damage := self._damage_of(partition for partition, _ in wanted)) is not None:
+        if (damage := self._damage_at(wanted)) is not None:
             raise damage
         waiter = _Waiter(wanted, self._loop.create_future())
         self._waiters.append(waiter)

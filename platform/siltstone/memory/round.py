@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from siltstone.errors import InvalidInput
 from siltstone.memory.absorber import Absorber, Step
 from siltstone.memory.user_memory import UserMemory
 from siltstone.values import Interaction, JournalRecord, Parked, ParkReason, UserKey
@@ -49,9 +48,9 @@ class Round:
         for record, _ in self.work.get(owner, ()):
             self.park(record, reason, detail)
 
-    def owners_of(self, partition: int) -> list[UserKey]:
-        """Returns the users of a partition who brought something to absorb."""
-        return [owner for owner, work in self.work.items() if work[0][0].partition == partition]
+    def memories_of(self, partition: int) -> list[UserMemory]:
+        """Returns the new memories of the users of a partition."""
+        return [new for owner, new in self.memories.items() if self.work[owner][0][0].partition == partition]
 
 
 def parked(record: JournalRecord, reason: ParkReason, detail: str) -> Parked:
@@ -68,14 +67,8 @@ def absorb_round(absorber: Absorber, taken: Round, memories: Sequence[UserMemory
     one interaction at a time: those that are to blame are parked, the others absorbed.
     """
     work = [(memory, [interaction for _, interaction in taken.work[memory.owner]]) for memory in memories]
-    try:
-        grown = yield from _fold(absorber, work)
-    except InvalidInput:
-        # A surprise that is no number; the error does not say whose.
-        grown = list(memories)
-        suspects = list(memories)
-    else:
-        suspects = [old for old, new in zip(memories, grown, strict=True) if not _is_sound(new)]
+    grown = yield from _fold(absorber, work)
+    suspects = [old for old, new in zip(memories, grown, strict=True) if not _is_sound(new)]
     taken.memories = {memory.owner: memory for memory in grown}
     for memory in suspects:
         taken.memories[memory.owner] = yield from _fold_one_by_one(absorber, taken, memory)
@@ -102,11 +95,7 @@ def _fold(
 
 def _fold_one_by_one(absorber: Absorber, taken: Round, memory: UserMemory) -> Generator[Step, None, UserMemory]:
     for record, interaction in tuple(taken.work[memory.owner]):
-        try:
-            (grown,) = yield from _fold(absorber, [(memory, [interaction])])
-        except InvalidInput as error:
-            taken.park(record, ParkReason.NOT_FINITE, str(error))
-            continue
+        (grown,) = yield from _fold(absorber, [(memory, [interaction])])
         if _is_sound(grown):
             memory = grown
         else:

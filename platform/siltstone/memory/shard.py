@@ -42,6 +42,14 @@ class ShardConfig:
                 raise ConfigInvalid("shard", f"{name}: expected at least 1, found {getattr(self, name)}")
 
 
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Where a partition stands still, and why: what is stored of the partition itself cannot be trusted."""
+
+    position: int
+    error: Corrupt
+
+
 class Shard:
     """The single owner of some partitions. Its memory is a cache; the store is the truth.
 
@@ -63,8 +71,7 @@ class Shard:
         self._core, self._shape, self._config = core, shape, config
         self._leases = dict(leases)
         self._positions = {partition: store.position(partition) for partition in leases}
-        self.damaged: dict[int, Corrupt] = {}
-        """Partitions that stand still: what is stored of the partition itself, not of one user, cannot be trusted."""
+        self._damaged: dict[int, Damage] = {}
         self._resident: OrderedDict[UserKey, UserMemory] = OrderedDict()
         self.resident_bytes = 0
         self.num_absorbed = 0
@@ -80,6 +87,11 @@ class Shard:
     def positions(self) -> dict[int, int]:
         """The committed position of every partition owned."""
         return dict(self._positions)
+
+    @property
+    def damaged(self) -> dict[int, Damage]:
+        """The partitions that stand still."""
+        return dict(self._damaged)
 
     def memory_of(self, owner: UserKey) -> UserMemory:
         """Returns a user's committed memory, loading it, its digest and shape verified, when it is not resident.
@@ -121,7 +133,7 @@ class Shard:
         limit = self._config.max_round_interactions
         # In turns, a share at a time: many distinct users to a batch, and no partition waits for a busier one.
         share = max(1, limit // len(self._positions))
-        turns = deque(partition for partition in self._positions if partition not in self.damaged)
+        turns = deque(partition for partition in self._positions if partition not in self._damaged)
         while turns and taken.num_interactions < limit:
             partition = turns.popleft()
             start = taken.ends.get(partition, self._positions[partition])
@@ -146,12 +158,12 @@ class Shard:
                 return self._journal.read(partition, start, limit)
             except Corrupt as error:
                 damage = error
-        self._stand_still(partition, damage)
+        self._stand_still(partition, start, damage)
         return []
 
-    def _stand_still(self, partition: int, damage: Corrupt) -> None:
-        _log.error("partition damaged", extra={"partition": partition, "error": str(damage)})
-        self.damaged[partition] = damage
+    def _stand_still(self, partition: int, position: int, error: Corrupt) -> None:
+        _log.error("partition damaged", extra={"partition": partition, "position": position, "error": str(error)})
+        self._damaged[partition] = Damage(position, error)
 
     def _decide(self, record: JournalRecord) -> Interaction | Parked:
         decided = self._admit(record)
@@ -192,32 +204,30 @@ class Shard:
         same round, what was committed of it stays so.
         """
         for partition in list(taken.ends):
-            while partition not in self.damaged and not self._commit_partition(taken, partition):
-                pass
+            self._commit_partition(taken, partition)
             del taken.ends[partition]
 
-    def _commit_partition(self, taken: Round, partition: int) -> bool:
-        """Commits one partition. False: a stored memory turned out damaged; its user's part was parked, try again."""
-        # 1.
-        owners = taken.owners_of(partition)
-        memories = [taken.memories[owner] for owner in owners if owner in taken.memories]
-        snapshots = tuple(self._seal(memory) for memory in memories)
-        parked_now = tuple(taken.parked.get(partition, ()))
-        # 2.
-        lease, start = self._leases[partition], self._positions[partition]
-        try:
-            self._store.commit(Commit(lease, start, taken.ends[partition], snapshots, parked_now))
-        except Corrupt as error:
-            if not self._park_damaged(taken, memories):
-                self._stand_still(partition, error)
-            return False
+    def _commit_partition(self, taken: Round, partition: int) -> None:
+        lease, start, end = self._leases[partition], self._positions[partition], taken.ends[partition]
+        while True:
+            # 1.
+            memories = taken.memories_of(partition)
+            snapshots = tuple(self._seal(memory) for memory in memories)
+            parked_now = tuple(taken.parked.get(partition, ()))
+            # 2.
+            try:
+                self._store.commit(Commit(lease, start, end, snapshots, parked_now))
+                break
+            except Corrupt as error:
+                if not self._park_damaged(taken, memories):
+                    self._stand_still(partition, start, error)
+                    return
         # 3.
-        self._positions[partition] = taken.ends[partition]
+        self._positions[partition] = end
         for memory in memories:
             self._hold(memory)
             self.num_absorbed += len(taken.work[memory.owner])
         self.num_parked += len(parked_now)
-        return True
 
     def _park_damaged(self, taken: Round, memories: Sequence[UserMemory]) -> bool:
         """Parks what came from users whose stored memory is damaged, and says whether there was one."""
