@@ -52,9 +52,10 @@ def check_generate(request: GenerateRequest, limits: AdmissionLimits, config: Ga
 def check_score(
     owner: UserKey, prompt: Sequence[Message], answers: Sequence[str], limits: AdmissionLimits, config: GatewayConfig
 ) -> None:
-    """Raises InvalidInput for answers that cannot be scored."""
+    """Raises InvalidInput for answers that cannot be scored. Without a prompt they are plain texts."""
     check_owner(owner)
-    _check_conversation(owner, prompt, limits, "prompt")
+    if prompt:
+        _check_conversation(owner, prompt, limits, "prompt")
     if not 1 <= len(answers) <= config.max_scored_answers:
         raise InvalidInput("answers", f"1 to {config.max_scored_answers}", str(len(answers)))
     for index, answer in enumerate(answers):

@@ -30,10 +30,16 @@ def render_prompt(tokenizer: Tokenizer, request: GenerateRequest, recalled: Sequ
     if not messages or messages[-1].role is Role.ASSISTANT:
         raise InvalidInput("messages", "a conversation whose last message is the user's", "none")
     if recalled:
-        last = messages[-1]
-        told = "\n".join(f"- {line}" for line in recalled)
-        messages[-1] = Message(last.role, f"Here is what I told you before:\n{told}\n\n{last.text}")
+        messages[-1] = Message(messages[-1].role, with_recalled(messages[-1].text, recalled))
     return tokenizer.render(messages)
+
+
+def with_recalled(question: str, recalled: Sequence[str]) -> str:
+    """Returns the text of a user's turn that quotes recalled lines before its question."""
+    if not recalled:
+        return question
+    told = "\n".join(f"- {line}" for line in recalled)
+    return f"Here is what I told you before:\n{told}\n\n{question}"
 
 
 def render_scored(tokenizer: Tokenizer, prompt: Sequence[Message]) -> list[int]:

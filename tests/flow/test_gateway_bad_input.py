@@ -116,7 +116,7 @@ async def test_what_cannot_be_answered_is_refused(client: SiltstoneClient, chang
 @pytest.mark.parametrize(
     ("prompt", "answers", "field"),
     [
-        ((), ["a"], "prompt"),
+        ((), [], "answers"),
         ((Message(Role.USER, "\0"),), ["a"], "prompt[0].text"),
         (EXCHANGE, [], "answers"),
         (EXCHANGE, ["a"] * 5, "answers"),

@@ -24,8 +24,8 @@ def demo(
     runs: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs"),
 ) -> None:
     """Twelve people of one office tell the model about themselves, then ask it."""
-    home = _configuration.load(context.obj).home_path
-    raise typer.Exit(_demo.run_demo(quick=quick, json_path=json_path, home=home, runs=runs))
+    config = _configuration.load(context.obj)
+    raise typer.Exit(_demo.run_demo(quick=quick, json_path=json_path, config=config, runs=runs))
 
 
 @bench_app.callback()

