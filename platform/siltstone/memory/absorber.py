@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from siltstone.memory.user_memory import NUM_REMEMBERED_IDS, MemoryConfig, UserM
 from siltstone.model.core import Core, KeyValues, forward_keeping
 from siltstone.model.deltas import Basis, DeltaShape
 from siltstone.model.lesson import Lesson, LessonBatch
-from siltstone.model.levels import coefficients, fold_in
+from siltstone.model.levels import LevelCounters, coefficients, fold_in
 from siltstone.values import Interaction
 
 
@@ -57,10 +58,7 @@ class Absorber:
         interactions alone: neither the other users of the batch nor its order enter it.
         """
         memories = [memory for memory, _ in work]
-        queues = [
-            [interaction for interaction in interactions if interaction.id not in memory.absorbed_ids]
-            for memory, interactions in work
-        ]
+        queues = [_new(memory, interactions) for memory, interactions in work]
         numbers = torch.stack([memory.numbers for memory in memories]).to(self._core.device)
         counters = [memory.counters.copy() for memory in memories]
         positions = [memory.position_tokens for memory in memories]
@@ -73,7 +71,8 @@ class Absorber:
                 index = torch.tensor(rows, device=numbers.device)
                 state = numbers[index]
                 # Every level's period is a multiple of the fastest's, so no piece crosses any boundary.
-                room = [self._config.fast.period_tokens - counters[row].open_tokens[0] for row in rows]
+                # At least one token: a memory kept under a longer period may already be past the end of this one.
+                room = [max(1, self._config.fast.period_tokens - counters[row].open_tokens[0]) for row in rows]
                 piece = batch.read_piece(coefficients(state), room, self._config.gate_nats)
                 fold_in(
                     self._shape,
@@ -113,13 +112,15 @@ class Absorber:
         memory: UserMemory,
         absorbed: Sequence[Interaction],
         position: int,
-        counters: object,
+        counters: LevelCounters,
         nats: list[list[float]],
         numbers: torch.Tensor,
     ) -> UserMemory:
         reservoir = memory.reservoir
         for interaction, (sum_nats, learned) in zip(absorbed, nats, strict=True):
             surprise = sum_nats / learned if learned else 0.0
+            # Such a memory is not sound, which its owner's shard sees; here it must not stop the other users.
+            surprise = surprise if math.isfinite(surprise) else 0.0
             reservoir = add(reservoir, entry_of(interaction, surprise, self._limits), self._limits)
         ids = (*memory.absorbed_ids, *(interaction.id for interaction in absorbed))
         return memory.next(
@@ -130,3 +131,14 @@ class Absorber:
             reservoir=reservoir,
             numbers=numbers,
         )
+
+
+def _new(memory: UserMemory, interactions: Sequence[Interaction]) -> list[Interaction]:
+    """Returns the interactions the memory has not absorbed, each id once."""
+    seen = set(memory.absorbed_ids)
+    new = []
+    for interaction in interactions:
+        if interaction.id not in seen:
+            seen.add(interaction.id)
+            new.append(interaction)
+    return new

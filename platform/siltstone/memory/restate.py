@@ -40,7 +40,7 @@ _PATTERN: Final = re.compile(
     r"(?<![\w'])(" + "|".join(re.escape(told) for told, _ in _TURNS) + r")(?![\w'])", re.IGNORECASE
 )
 _SENTENCE: Final = re.compile(r"[^.!?\n]+[.!?]*")
-_WORD: Final = re.compile(r"[\w'’-]+")
+_WORD: Final = re.compile("[\\w'\u2019-]+")
 
 
 def sentences(text: str) -> list[str]:
@@ -58,7 +58,7 @@ def second_person(sentence: str) -> str:
         starts = match.start() == 0
         return said[0].upper() + said[1:] if starts else said
 
-    turned = _PATTERN.sub(turn, sentence.replace("’", "'"))
+    turned = _PATTERN.sub(turn, sentence.replace("\u2019", "'"))
     return turned[:1].upper() + turned[1:]
 
 

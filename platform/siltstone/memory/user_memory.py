@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -173,7 +174,7 @@ def from_blob(owner: UserKey, blob: bytes, core: str, shape: DeltaShape) -> User
         header = json.loads(blob[at : at + header_bytes])
         at += header_bytes
         found_owner = UserKey(header["tenant"], header["user"])
-        counters = LevelCounters(header["num_updates"], header["open_tokens"], header["open_surprise"])
+        counters = _read_counters(header)
         kept = reservoirs.from_bytes(blob[at : at + reservoir_bytes])
         expected = [len(LEVEL_NAMES), NUM_BUFFERS, shape.num_coefficients]
         if found_owner != owner:
@@ -191,16 +192,41 @@ def from_blob(owner: UserKey, blob: bytes, core: str, shape: DeltaShape) -> User
         memory = UserMemory(
             owner,
             core,
-            header["sequence"],
-            header["position_tokens"],
-            header["num_interactions"],
+            _read_count(header["sequence"]),
+            _read_count(header["position_tokens"]),
+            _read_count(header["num_interactions"]),
             counters,
-            tuple(header["absorbed_ids"]),
+            _read_ids(header["absorbed_ids"]),
             kept,
             numbers,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Corrupt(what, "a header of a memory", f"{type(error).__name__}: {error}") from error
-    if not bool(torch.isfinite(numbers.sum())):
+    # The sum is the quick question: only when it is not finite itself are the numbers looked at one by one.
+    if not bool(torch.isfinite(numbers.sum())) and not bool(torch.isfinite(numbers).all()):
         raise Corrupt(what, "finite numbers", "NaN or infinity")
     return memory
+
+
+def _read_count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"expected a count, found {value!r}")
+    return value
+
+
+def _read_ids(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > NUM_REMEMBERED_IDS or not all(isinstance(id_, str) for id_ in value):
+        raise ValueError(f"expected at most {NUM_REMEMBERED_IDS} ids, found something else")
+    return tuple(value)
+
+
+def _read_counters(header: dict[str, Any]) -> LevelCounters:
+    counters = LevelCounters(
+        [_read_count(value) for value in header["num_updates"]],
+        [_read_count(value) for value in header["open_tokens"]],
+        [float(value) for value in header["open_surprise"]],
+    )
+    sizes = {len(counters.num_updates), len(counters.open_tokens), len(counters.open_surprise)}
+    if sizes != {len(LEVEL_NAMES)} or not all(0 <= value < math.inf for value in counters.open_surprise):
+        raise ValueError(f"expected counters of {len(LEVEL_NAMES)} levels, found {counters}")
+    return counters

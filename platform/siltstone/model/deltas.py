@@ -1,8 +1,9 @@
 """Low-rank deltas: what a user's levels add to the core's MLPs, batched over users.
 
-A level's weights are theta_0 + delta, delta = (basis @ coefficients)^T. The basis [I, R] of each bent map belongs to the
-core and is the same for everybody; the coefficients [R, O] belong to a user. So the product with the basis is shared by
-all users of a batch, a user's levels add up before they are applied, and an update is linear in what is learned.
+A level's weights are theta_0 + delta, delta = (basis @ coefficients)^T. The basis [I, R] of each bent map belongs to
+the core and is the same for everybody; the coefficients [R, O] belong to a user. So the product with the basis is
+shared by all users of a batch, a user's levels add up before they are applied, and an update is linear in what is
+learned.
 
 Shapes: U users, N numbers of one user's coefficients, R rank, I input and O output width of a bent map.
 """

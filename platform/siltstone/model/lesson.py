@@ -50,6 +50,17 @@ def surprise_of(nll: Tensor, gate_nats: float) -> Tensor:
     return squared / (squared + gate_nats * gate_nats)
 
 
+def unlikelihood(logits_MV: Tensor, target_M: Tensor) -> Tensor:
+    """Returns -log(1 - p) of each target, p its probability; the gradient is bounded for every p in 0 to 1.
+
+    Source: unlikelihood training, arXiv:1908.04319, Eq. 4.
+        log(1 - p) = logsumexp of all other logits - logsumexp of all logits
+    Differs: in this form p is never subtracted from one, so that an answer the model is sure of can be unlearned too.
+    """
+    others = logits_MV.scatter(1, target_M[:, None], float("-inf"))
+    return logits_MV.logsumexp(dim=1) - others.logsumexp(dim=1)
+
+
 class LessonBatch:
     """Lessons of distinct users, one each, read in lockstep. All continue the prefix, or none does."""
 
@@ -133,7 +144,7 @@ class LessonBatch:
         mask = causal_mask(start_B + self._num_prefix, width, num_past)
         leaves: dict[Site, list[Tensor]] = {
             site: [layer.detach().requires_grad_() for layer in layers.unbind(1)]
-            for site, layers in self.shape.split(coefficients_BN).items()
+            for site, layers in self.shape.split(coefficients_BN.to(self.core.dtype)).items()
         }
         fresh: list[tuple[Tensor, Tensor]] = []
 
@@ -148,19 +159,22 @@ class LessonBatch:
         with torch.enable_grad():
             for index in range(self.shape.first_layer, self.core.config.num_layers):
                 x = self.core.block(index, x, rotation, attend, bend)
-            logits = self.core.logits(x[is_target_BW]).float()
-            nll = F.cross_entropy(logits, self._targets_BT[rows, index_BW][is_target_BW], reduction="none")
+            logits = self.core.logits(x[is_target_BW])
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            target = self._targets_BT[rows, index_BW][is_target_BW]
+            nll = F.cross_entropy(logits, target, reduction="none")
             weight = weights_BW[is_target_BW]
             gate = surprise_of(nll.detach(), gate_nats)
-            unlikely = -torch.log1p(-torch.exp(-nll).clamp(max=0.999))
-            loss = torch.where(weight > 0, weight * gate * nll, -weight * unlikely).sum()
+            blamed = weight < 0
+            blame = -weight[blamed] * unlikelihood(logits[blamed], target[blamed])
+            loss = (weight.clamp(min=0) * gate * nll).sum() + blame.sum()
             flat_leaves = [leaf for layers in leaves.values() for leaf in layers]
             gradients = (
                 torch.autograd.grad(loss, flat_leaves)
                 if nll.numel()
                 else [torch.zeros_like(leaf) for leaf in flat_leaves]
             )
-        gradient_BN = torch.cat([gradient.reshape(size, -1) for gradient in gradients], dim=1)
+        gradient_BN = torch.cat([gradient.reshape(size, -1) for gradient in gradients], dim=1).to(coefficients_BN.dtype)
         self._keep(fresh, index_BW, is_real_BW)
         self._at = ends
 

@@ -14,7 +14,8 @@ _QUINTIC: Final = ((4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418
 def orthogonalise_slowly(g_RO: Tensor) -> Tensor:
     """Returns U V^T of g = U S V^T by its singular value decomposition: the truth the fast form is held against."""
     u, _, vh = torch.linalg.svd(g_RO, full_matrices=False)
-    return u @ vh
+    product: Tensor = u @ vh
+    return product
 
 
 def orthogonalise(g_BRO: Tensor) -> Tensor:
@@ -29,8 +30,10 @@ def orthogonalise(g_BRO: Tensor) -> Tensor:
     if g_BRO.shape[-2] > g_BRO.shape[-1]:
         return orthogonalise(g_BRO.transpose(-1, -2)).transpose(-1, -2)
     g = g_BRO.float()
-    scale = g.flatten(1).norm(dim=1)[:, None, None].clamp(min=1e-30)
-    g = g / scale
+    tiny = torch.finfo(g.dtype).tiny
+    # By the largest number first: the squares of a very small gradient would vanish from its norm.
+    g = g / g.abs().amax(dim=(1, 2), keepdim=True).clamp(min=tiny)
+    g = g / g.flatten(1).norm(dim=1)[:, None, None].clamp(min=tiny)
     gram = g @ g.transpose(-1, -2)
     eye = torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
     polynomial = eye.expand_as(gram)
@@ -38,4 +41,5 @@ def orthogonalise(g_BRO: Tensor) -> Tensor:
         step = a * eye + b * gram + c * (gram @ gram)
         polynomial = step @ polynomial
         gram = step @ gram @ step
-    return (polynomial @ g).to(g_BRO.dtype)
+    direction: Tensor = polynomial @ g
+    return direction.to(g_BRO.dtype)
