@@ -1,10 +1,10 @@
-"""What learning over a core needs: the read basis of its deltas, and lessons that its context can hold."""
+"""What learning over a core needs: a read basis, a write guard, and lessons that its context can hold."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -15,16 +15,28 @@ from siltstone.config import SiltstoneConfig
 from siltstone.evaluation.office_material import load_office
 from siltstone.memory.lessons import LessonConfig, LessonPlan
 from siltstone.model.core import Core
-from siltstone.model.deltas import Basis, DeltaShape, Site, build_basis
+from siltstone.model.deltas import Basis, DeltaShape, build_basis
+from siltstone.model.guard import Guard, SiteGuard, build_guard
 from siltstone.ports import Tokenizer
 
 _log = logging.getLogger(__name__)
 
 _ANCHOR_TOKENS: Final = 128
+_GUARD_STRIDE: Final = 3
+"""Every so many-th anchor makes the guard: its gradients cost a backward pass, and its leading directions need few."""
 
 
-def read_basis(loaded: LoadedCore, core: Core, shape: DeltaShape, config: SiltstoneConfig) -> tuple[Basis, str]:
-    """Returns the read basis and the name of the version: what a memory must have been learned under.
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a core's users learn on. `version` names the core and the read basis: a memory belongs to both."""
+
+    basis: Basis
+    guard: Guard | None
+    version: str
+
+
+def prepare_ground(loaded: LoadedCore, core: Core, shape: DeltaShape, config: SiltstoneConfig) -> Ground:
+    """Returns the read basis and the write guard of a core, built from neutral text the first time and then kept.
 
     Raises: Corrupt; Unavailable.
     """
@@ -36,21 +48,43 @@ def read_basis(loaded: LoadedCore, core: Core, shape: DeltaShape, config: Siltst
         "sites": list(shape.sites),
         "rank": shape.rank,
         "damping": memory.basis_damping,
+        "guarded": memory.guarded_directions,
+        "guard_damping": memory.guard_damping,
         "seed": memory.basis_seed,
         "anchors": hashlib.sha256("\n".join(passages).encode()).hexdigest(),
     }
 
-    def build() -> dict[Site, torch.Tensor]:
-        _log.info("building the read basis", extra={"layers": shape.num_layers, "rank": shape.rank})
+    def build() -> dict[str, torch.Tensor]:
+        _log.info("preparing the core for learning", extra={"layers": shape.num_layers, "rank": shape.rank})
         longest = min(_ANCHOR_TOKENS, core.config.max_context)
         rows = [loaded.tokenizer.encode(passage)[:longest] for passage in passages]
         shortest = min(map(len, rows))
         anchors = torch.tensor([row[:shortest] for row in rows], device=core.device)
-        return build_basis(core, shape, anchors, memory.basis_damping, memory.basis_seed)
+        parts: dict[str, torch.Tensor] = dict(
+            build_basis(core, shape, anchors, memory.basis_damping, memory.basis_seed).items()
+        )
+        if memory.guarded_directions:
+            found = build_guard(
+                core,
+                shape,
+                anchors[::_GUARD_STRIDE],
+                memory.guarded_directions,
+                memory.guard_damping,
+                memory.basis_seed,
+            )
+            for site, guard in found.items():
+                parts[f"{site}.directions"], parts[f"{site}.shrink"] = guard.directions, guard.shrink
+        return parts
 
-    basis, digest = BasisStore(config.home_path).get(recipe, build)
-    placed = {site: layers.to(device=core.device, dtype=core.dtype) for site, layers in basis.items()}
-    return placed, f"{loaded.digest}-{digest[:12]}"
+    parts, digest = BasisStore(config.home_path).get(recipe, build)
+    basis = {site: parts[site].to(device=core.device, dtype=core.dtype) for site in shape.sites}
+    guard = None
+    if memory.guarded_directions:
+        guard = {
+            site: SiteGuard(parts[f"{site}.directions"].to(core.device), parts[f"{site}.shrink"].to(core.device))
+            for site in shape.sites
+        }
+    return Ground(basis, guard, f"{loaded.digest}-{digest[:12]}")
 
 
 def lesson_plan(tokenizer: Tokenizer, core: Core, config: LessonConfig) -> LessonPlan:

@@ -1,4 +1,4 @@
-"""The read bases of cores on disk (safetensors): built once for a core and a shape, then always the same."""
+"""What learning over a core needs, on disk (safetensors): built once for a core and a shape, then always the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from siltstone.errors import Corrupt, Unavailable
-from siltstone.model.deltas import SITES, Site
 
 
 class BasisStore:
@@ -22,8 +21,8 @@ class BasisStore:
     def __init__(self, home: Path) -> None:
         self._folder = home / "bases"
 
-    def get(self, recipe: dict[str, object], build: Callable[[], dict[Site, Tensor]]) -> tuple[dict[Site, Tensor], str]:
-        """Returns the basis of a recipe and its digest, building and keeping it the first time.
+    def get(self, recipe: dict[str, object], build: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str]:
+        """Returns the tensors of a recipe and their digest, building and keeping it the first time.
 
         Raises: Corrupt when the file is not what was written; Unavailable when it cannot be written or read.
         """
@@ -32,16 +31,14 @@ class BasisStore:
         except OSError as error:
             raise Unavailable("the read bases", str(error)) from error
 
-    def _get(
-        self, recipe: dict[str, object], build: Callable[[], dict[Site, Tensor]]
-    ) -> tuple[dict[Site, Tensor], str]:
+    def _get(self, recipe: dict[str, object], build: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str]:
         name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
         path, seal = self._folder / f"{name}.safetensors", self._folder / f"{name}.sha256"
         if not seal.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
             for left in self._folder.glob(f"{name}.*.part"):
                 left.unlink()
-            content = save({site: layers.contiguous().cpu() for site, layers in build().items()})
+            content = save({part: tensor.contiguous().cpu() for part, tensor in build().items()})
             # The seal is written last: a file without one is not there.
             _write(path, content)
             _write(seal, hashlib.sha256(content).hexdigest().encode())
@@ -57,7 +54,7 @@ class BasisStore:
             tensors = load(content)
         except SafetensorError as error:
             raise Corrupt(f"basis {name}", "safetensors", str(error)) from error
-        return {site: tensors[site] for site in SITES if site in tensors}, found
+        return tensors, found
 
 
 def _write(path: Path, content: bytes) -> None:

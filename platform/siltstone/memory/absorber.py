@@ -13,6 +13,7 @@ from siltstone.memory.reservoir import ReservoirLimits, add, entry_of
 from siltstone.memory.user_memory import NUM_REMEMBERED_IDS, MemoryConfig, UserMemory
 from siltstone.model.core import Core, KeyValues, forward_keeping
 from siltstone.model.deltas import Basis, DeltaShape
+from siltstone.model.guard import Guard
 from siltstone.model.lesson import Lesson, LessonBatch
 from siltstone.model.levels import LevelCounters, coefficients, fold_in
 from siltstone.values import Interaction
@@ -37,9 +38,10 @@ class Absorber:
         plan: LessonPlan,
         config: MemoryConfig,
         limits: ReservoirLimits,
+        guard: Guard | None = None,
     ) -> None:
         self._core, self._shape, self._basis = core, shape, basis
-        self._plan, self._config, self._limits = plan, config, limits
+        self._plan, self._config, self._limits, self._guard = plan, config, limits, guard
         self._prefix: KeyValues | None = None
         if plan.prefix_ids:
             with torch.no_grad():
@@ -68,8 +70,10 @@ class Absorber:
         while any(pending):
             rows, batch = self._next_batch(pending)
             while not batch.is_done:
+                # Everybody's state is moved where it is; only a part of the users' is gathered first.
+                takes_all = len(rows) == len(memories)
                 index = torch.tensor(rows, device=numbers.device)
-                state = numbers[index]
+                state = numbers if takes_all else numbers[index]
                 # Every level's period is a multiple of the fastest's, so no piece crosses any boundary.
                 # At least one token: a memory kept under a longer period may already be past the end of this one.
                 room = [max(1, self._config.fast.period_tokens - counters[row].open_tokens[0]) for row in rows]
@@ -82,8 +86,10 @@ class Absorber:
                     piece.gradient_BN,
                     piece.learned_tokens,
                     piece.surprise,
+                    self._guard,
                 )
-                numbers[index] = state
+                if not takes_all:
+                    numbers[index] = state
                 for row, learned, sum_nats in zip(rows, piece.learned_tokens, piece.nats, strict=True):
                     positions[row] += learned
                     tally = nats[row][pending[row][0][0]]

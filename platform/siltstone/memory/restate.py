@@ -39,6 +39,22 @@ _TABLE: Final = dict(_TURNS)
 _PATTERN: Final = re.compile(
     r"(?<![\w'])(" + "|".join(re.escape(told) for told, _ in _TURNS) + r")(?![\w'])", re.IGNORECASE
 )
+_FRAMES: Final = (
+    "What is my {}?",
+    "Tell me about my {}.",
+    "What do you know about {}?",
+    "{}?",
+    "What did I say about {}?",
+    "Which {}?",
+    "Do you remember my {}?",
+)
+_COMMON: Final = frozenset(
+    """a about after all also always am an and any are as at be because been before but by can could did do does down
+    every for from get go had has have he her here hers him his how i i'd i'll i'm i've if in into is it it's its just
+    like made make many me mine more most much my myself no not now of off on once one only or other our ours out over
+    own really same she so some still such than that the their them then there these they this those through to too two
+    under up us very was we we're were what when where which while who why will with would you your""".split()
+)
 _SENTENCE: Final = re.compile(r"[^.!?\n]+[.!?]*")
 _WORD: Final = re.compile("[\\w'\u2019-]+")
 
@@ -63,12 +79,18 @@ def second_person(sentence: str) -> str:
 
 
 def cue(sentence: str, seed: str) -> str:
-    """Returns some of a sentence's words, in order, as a question: what a memory is to be found by.
+    """Returns a question with one to three of a sentence's words: what a memory is to be found by.
 
-    The choice depends on `seed` alone, so a stream absorbed again gives the same memory.
+    Names (words with a capital inside the sentence) and words that carry little are left out where others are left: a
+    cue that holds the answer would teach copying. The choice depends on `seed` alone, so a stream absorbed again gives
+    the same memory.
     """
     words = _WORD.findall(sentence)
     chance = random.Random(seed)
-    num_kept = chance.randint(1, max(1, len(words) - 1))
-    kept = sorted(chance.sample(range(len(words)), num_kept))
-    return " ".join(words[index] for index in kept) + "?"
+    telling = [index for index, word in enumerate(words) if word.lower() not in _COMMON]
+    plain = [index for index in telling if index == 0 or not words[index][:1].isupper()]
+    usable = plain or telling or list(range(len(words)))
+    kept = sorted(chance.sample(usable, min(chance.randint(1, 3), len(usable))))
+    named = " ".join(words[index] if index and words[index][:1].isupper() else words[index].lower() for index in kept)
+    asked = chance.choice(_FRAMES).format(named)
+    return asked[:1].upper() + asked[1:]

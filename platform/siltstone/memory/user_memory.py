@@ -43,10 +43,14 @@ class MemoryConfig:
     """Share of the mean eigenvalue added when the basis is whitened."""
     basis_seed: int = 0
     """Seed of the random directions of the basis."""
-    gate_nats: float = 1.0
+    guarded_directions: int = 256
+    """Output directions of a bent map in which neutral text is spared; 0 guards none."""
+    guard_damping: float = 0.1
+    """Share of the mean eigenvalue added to the guard's."""
+    gate_nats: float = 3.0
     """Negative log-likelihood at which a token counts half as surprising, nats."""
-    fast: LevelConfig = field(default_factory=lambda: LevelConfig(period_tokens=16, rate=0.1, retention=0.999))
-    mid: LevelConfig = field(default_factory=lambda: LevelConfig(period_tokens=64, rate=0.1))
+    fast: LevelConfig = field(default_factory=lambda: LevelConfig(period_tokens=16, rate=0.6, retention=0.999))
+    mid: LevelConfig = field(default_factory=lambda: LevelConfig(period_tokens=64, rate=0.6))
 
     def __post_init__(self) -> None:
         if self.mid.period_tokens % self.fast.period_tokens:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from siltstone.model.config import CoreConfig
 
-Bend = Callable[[int, str, Tensor], Tensor | None]
-"""A user's deltas: (layer, site, input of that linear map) -> what is added to its output, or None."""
+Bend = Callable[[int, str, Tensor, Tensor], Tensor]
+"""Users' deltas: (layer, site, input of that linear map, its output) -> the bent output, maybe the same tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +121,13 @@ class Core:
 
         h = F.rms_norm(x_BTD, (c.d_model,), layer.mlp_norm_D, c.norm_eps)
         gate_up = F.linear(h, layer.gate_up)
-        if bend is not None and (bent := bend(index, "gate_up", h)) is not None:
-            gate_up = gate_up + bent
+        if bend is not None:
+            gate_up = bend(index, "gate_up", h, gate_up)
         gate, up = gate_up.chunk(2, dim=-1)
         h = F.silu(gate) * up
         y = F.linear(h, layer.down)
-        if bend is not None and (bent := bend(index, "down", h)) is not None:
-            y = y + bent
+        if bend is not None:
+            y = bend(index, "down", h, y)
         return x_BTD + y
 
 

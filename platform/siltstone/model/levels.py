@@ -8,6 +8,7 @@ Shapes: B users of a batch, L levels, N coefficients of one level.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from siltstone.errors import ConfigInvalid
 from siltstone.model.deltas import DeltaShape, site_widths
+from siltstone.model.guard import Guard
 from siltstone.model.orthogonal import orthogonalise
 
 DELTA: Final = 0
@@ -25,6 +27,8 @@ NUM_BUFFERS: Final = 3
 """What a level keeps, in this order: [delta, gradient, momentum]."""
 MAX_SURPRISE: Final = 2.0
 """Most that surprise, raised by praise, may multiply a rate with."""
+_CACHED_NUMBERS: Final = 1 << 20
+"""Coefficients of a level stepped at once on a processor: measured, a step over more than its cache is memory-bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +71,21 @@ class LevelCounters:
         return LevelCounters(list(self.num_updates), list(self.open_tokens), list(self.open_surprise))
 
 
-def direction_of(shape: DeltaShape, gradient_BN: Tensor) -> Tensor:
+def direction_of(shape: DeltaShape, gradient_BN: Tensor, guard: Guard | None = None) -> Tensor:
     """Returns the direction in which a summed gradient moves coefficients, its size taken away: [B, N].
 
     Source: Muon's orthogonalised step (NL Eq. 52, M3 in section 7.2), with the scale 0.2 sqrt(O / R).
-        direction = -0.2 * sqrt(max(1, O / R)) * orthogonalise(gradient), for each bent map
-    A zero gradient gives zero.
+        direction = -0.2 * sqrt(max(1, O / R)) * orthogonalise(gradient W) W, for each bent map
+    W is the guard's (model/guard.py), or 1 without one. A zero gradient gives zero.
     """
     out = torch.empty_like(gradient_BN)
     results = shape.split(out)
     for site, gradient in shape.split(gradient_BN).items():
         width = site_widths(shape.core, site)[1]
         scale = 0.2 * max(1.0, width / shape.rank) ** 0.5
-        flat = orthogonalise(gradient.reshape(-1, shape.rank, width))
-        results[site].copy_((-scale * flat).view_as(gradient))
+        guarded = gradient if guard is None else guard[site].apply(gradient)
+        step = orthogonalise(guarded.reshape(-1, shape.rank, width)).view_as(gradient)
+        torch.mul(step if guard is None else guard[site].apply(step), -scale, out=results[site])
     return out
 
 
@@ -92,6 +97,7 @@ def fold_in(
     gradient_BN: Tensor,
     learned_tokens: list[int],
     surprise: list[float],
+    guard: Guard | None = None,
 ) -> None:
     """Adds a piece's gradient to every level, and moves the levels whose period is now full. In place.
 
@@ -110,26 +116,46 @@ def fold_in(
             counter.open_surprise[level] += surprise[row]
             if counter.open_tokens[level] >= config.period_tokens:
                 due.append(row)
-        if not due:
-            continue
-        rows = torch.tensor(due, device=numbers_BLSN.device)
-        state = numbers_BLSN[rows, level]
-        driven = state[:, GRADIENT] + config.momentum * state[:, MOMENTUM]
-        rates = [
-            config.rate * min(MAX_SURPRISE, counters[row].open_surprise[level] / counters[row].open_tokens[level])
-            for row in due
-        ]
-        step = direction_of(shape, driven) * torch.tensor(rates, device=state.device)[:, None]
-        delta = config.retention * state[:, DELTA] + step
-        length = delta.norm(dim=1, keepdim=True)
-        state[:, DELTA] = delta * (config.max_norm / length.clamp(min=config.max_norm))
-        state[:, GRADIENT] = 0
-        state[:, MOMENTUM] = driven if config.momentum else 0
-        numbers_BLSN[rows, level] = state
+        for start, end in _spans(due, _rows_at_once(numbers_BLSN)):
+            rates = [
+                config.rate * min(MAX_SURPRISE, counter.open_surprise[level] / counter.open_tokens[level])
+                for counter in counters[start:end]
+            ]
+            _move(shape, config, numbers_BLSN[start:end, level], rates, guard)
         for row in due:
             counters[row].num_updates[level] += 1
             counters[row].open_tokens[level] = 0
             counters[row].open_surprise[level] = 0.0
+
+
+def _move(shape: DeltaShape, config: LevelConfig, state_BSN: Tensor, rates: list[float], guard: Guard | None) -> None:
+    """Takes one step of one level of some users, in place."""
+    delta, gradient, momentum = state_BSN[:, DELTA], state_BSN[:, GRADIENT], state_BSN[:, MOMENTUM]
+    driven = gradient
+    if config.momentum:
+        driven = momentum.mul_(config.momentum).add_(gradient)
+    rate_B1 = torch.tensor(rates, device=delta.device, dtype=delta.dtype)[:, None]
+    delta.mul_(config.retention).addcmul_(direction_of(shape, driven, guard), rate_B1)
+    delta.mul_(config.max_norm / delta.norm(dim=1, keepdim=True).clamp(min=config.max_norm))
+    gradient.zero_()
+    if not config.momentum:
+        momentum.zero_()
+
+
+def _rows_at_once(numbers_BLSN: Tensor) -> int:
+    """Returns how many users a step is taken for at once: on a processor, so many as its cache holds."""
+    if numbers_BLSN.device.type != "cpu":
+        return numbers_BLSN.shape[0]
+    return max(1, _CACHED_NUMBERS // numbers_BLSN.shape[-1])
+
+
+def _spans(rows: list[int], longest: int) -> Iterator[tuple[int, int]]:
+    """Yields the runs of neighbouring rows, none longer than `longest`, as (start, end)."""
+    start = 0
+    for at in range(1, len(rows) + 1):
+        if at == len(rows) or rows[at] != rows[at - 1] + 1 or at - start == longest:
+            yield rows[start], rows[at - 1] + 1
+            start = at
 
 
 def coefficients(numbers_BLSN: Tensor) -> Tensor:

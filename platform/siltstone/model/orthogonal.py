@@ -31,15 +31,17 @@ def orthogonalise(g_BRO: Tensor) -> Tensor:
         return orthogonalise(g_BRO.transpose(-1, -2)).transpose(-1, -2)
     g = g_BRO.float()
     tiny = torch.finfo(g.dtype).tiny
-    # By the largest number first: the squares of a very small gradient would vanish from its norm.
+    # By the largest number first: the squares of a very small gradient would vanish from its norm. The norm itself is
+    # taken out of the small matrices, where it is the trace.
     g = g / g.abs().amax(dim=(1, 2), keepdim=True).clamp(min=tiny)
-    g = g / g.flatten(1).norm(dim=1)[:, None, None].clamp(min=tiny)
     gram = g @ g.transpose(-1, -2)
+    squared = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None].clamp(min=tiny)
+    gram = gram / squared
     eye = torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
     polynomial = eye.expand_as(gram)
     for a, b, c in _QUINTIC:
         step = a * eye + b * gram + c * (gram @ gram)
         polynomial = step @ polynomial
         gram = step @ gram @ step
-    direction: Tensor = polynomial @ g
+    direction: Tensor = (polynomial * squared.rsqrt()) @ g
     return direction.to(g_BRO.dtype)

@@ -1,0 +1,126 @@
+"""`siltstone bench wake`: the cases in order, the table, the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from siltstone.errors import Unavailable
+from siltstone.evaluation.figures import format_value, observe_origin, write_figures
+from siltstone.memory.user_memory import MemoryConfig
+from siltstone_services.allocator import keep_freed_memory
+from siltstone_services.benchmark.decode import run_decode
+from siltstone_services.benchmark.gpu import copy_rate, run_large
+from siltstone_services.benchmark.peers import PeftPeer, peers_python, peft_peer, run_peft_decode
+from siltstone_services.benchmark.readings import Outcome, Say, Target, at_least
+from siltstone_services.benchmark.store import run_stored_users, run_swap
+from siltstone_services.benchmark.update import LEARNED_TOKENS, Peer, run_update
+from siltstone_services.benchmark.world import COMMON, LLAMA_1B, LLAMA_7B, SMOLLM2, Shape, World
+
+RUNS = Path("runs")
+"""Where the stores of the benchmark live while it runs: a disk, so that durable means durable."""
+SMALL_MEMORY = MemoryConfig(num_layers=4, rank=6)
+TINY_MEMORY = MemoryConfig(num_layers=1, rank=1, sites=("down",))
+_PEFT_ADAPTERS = (1, 8, 64)
+
+
+def run_wake(quick: bool, json_path: Path | None) -> int:
+    """Measures serving and learning for many users; writes the figures. Returns 0 when all that can run here ran."""
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    console = Console()
+    outcomes: list[Outcome] = []
+    with console.status("") as status:
+
+        def say(text: str) -> None:
+            status.update(text)
+
+        for outcome in _cases(quick, say):
+            outcomes.append(outcome)
+            console.print(_line(outcome))
+    console.print(_table(outcomes))
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    origin = observe_origin(name)
+    figures = [reading.figure(origin) for outcome in outcomes for reading in outcome.readings]
+    console.print(
+        f"{origin.hardware}; one torch thread, its own processor time but for what waits on a disk; "
+        f"commit {origin.commit}; {origin.date}"
+    )
+    if json_path is not None:
+        write_figures(json_path, figures)
+    return 1 if any(outcome.refusal for outcome in outcomes) else 0
+
+
+def _cases(quick: bool, say: Say) -> Iterator[Outcome]:
+    common = World(COMMON)
+    yield run_decode(common, (1, 8, 64), 4 if quick else 15, 6 if quick else 10, say)
+    with ExitStack() as stack:
+        peers: dict[int, PeftPeer] = {}
+        try:
+            python = peers_python(not quick, say)
+            for adapters in _PEFT_ADAPTERS:
+                say(f"PEFT: loading {adapters} adapters")
+                peers[adapters] = stack.enter_context(peft_peer(python, COMMON, adapters))
+        except Unavailable as error:
+            yield Outcome("PEFT", absence=str(error))
+            peers = {}
+        else:
+            yield run_peft_decode(peers, 3 if quick else 9, 2 if quick else 5, say)
+        yield run_update(common, 64, 3 if quick else 9, say, peers=_update_peers(peers))
+    yield run_swap(World(Shape("small", COMMON.core, SMALL_MEMORY)), 64, 50 if quick else 300, RUNS, say)
+    counts = (1_000, 5_000) if quick else (1_000, 10_000, 100_000)
+    yield run_stored_users(World(Shape("tiny", COMMON.core, TINY_MEMORY)), counts, 64, 4 if quick else 15, RUNS, say)
+    default = World(SMOLLM2)
+    users = (8,) if quick else (1, 8, 64)
+    yield run_decode(default, users, 3 if quick else 7, 3 if quick else 4, say)
+    if not quick:
+        yield run_update(default, 8, 3, say)
+        yield run_swap(default, 4, 12, RUNS, say)
+    del default
+    yield from _gpu_cases(say)
+
+
+def _update_peers(peers: dict[int, PeftPeer]) -> dict[str, tuple[Peer, Target | None]]:
+    return {
+        f"PEFT, {adapters} loaded": (partial(peer.update_s, LEARNED_TOKENS), at_least(2.0, "x"))
+        for adapters, peer in peers.items()
+        if adapters != 8
+    }
+
+
+def _gpu_cases(say: Say) -> Iterator[Outcome]:
+    if not torch.cuda.is_available():
+        yield Outcome("GPU: shapes of 1B and 7B", absence="no CUDA device")
+        return
+    copied = copy_rate("cuda")
+    yield Outcome("GPU", (copied,))
+    for shape in (LLAMA_1B, LLAMA_7B):
+        yield from run_large(shape, (1, 64, 256), "cuda", torch.bfloat16, copied, say)
+
+
+def _line(outcome: Outcome) -> str:
+    if outcome.refusal:
+        return f"[red]{outcome.case}: not timed, {outcome.refusal}[/red]"
+    if outcome.absence:
+        return f"[yellow]{outcome.case}: not run: {outcome.absence}[/yellow]"
+    return f"{outcome.case}: done"
+
+
+def _table(outcomes: list[Outcome]) -> Table:
+    table = Table("measure", "value", "target", "reached", "spread")
+    table.columns[1].justify = "right"
+    origin = observe_origin()
+    for outcome in outcomes:
+        for reading in outcome.readings:
+            figure = reading.figure(origin)
+            reached = {True: "[green]yes[/green]", False: "[red]no[/red]", None: ""}[figure.reached]
+            value = f"{format_value(figure.value)} {figure.unit}"
+            table.add_row(figure.name, value, figure.target, reached, figure.spread)
+        table.add_section()
+    return table
