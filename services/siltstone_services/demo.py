@@ -132,7 +132,7 @@ def _make_home(home: Path, config: SiltstoneConfig) -> SiltstoneConfig:
 async def _run(config: SiltstoneConfig, plan: CoursePlan, screen: DemoScreen) -> Outcome:
     clock = SystemClock()
     gateway_config = dataclasses.replace(config.gateway, host="127.0.0.1", port=0)
-    screen.say("starting the server in this process")
+    screen.say("starting the server in this process; for a core it has not served before, that takes a minute or two")
     async with (
         embedded_host(config) as host,
         Gateway(host, gateway_config, config.admission, clock) as gateway,
