@@ -48,13 +48,14 @@ _FRAMES: Final = (
     "Which {}?",
     "Do you remember my {}?",
 )
-_COMMON: Final = frozenset(
-    """a about after all also always am an and any are as at be because been before but by can could did do does down
-    every for from get go had has have he her here hers him his how i i'd i'll i'm i've if in into is it it's its just
-    like made make many me mine more most much my myself no not now of off on once one only or other our ours out over
-    own really same she so some still such than that the their them then there these they this those through to too two
-    under up us very was we we're were what when where which while who why will with would you your""".split()
-)
+_COMMON_WORDS: Final = """
+a about after all also always am an and any are as at be because been before but by can could did do does down every
+for from get go had has have he her here hers him his how i i'd i'll i'm i've if in into is it it's its just like made
+make many me mine more most much my myself no not now of off on once one only or other our ours out over own really
+same she so some still such than that the their them then there these they this those through to too two under up us
+very was we we're were what when where which while who why will with would you your
+"""
+_COMMON: Final = frozenset(_COMMON_WORDS.split())
 _SENTENCE: Final = re.compile(r"[^.!?\n]+[.!?]*")
 _WORD: Final = re.compile("[\\w'\u2019-]+")
 
