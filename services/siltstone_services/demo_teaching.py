@@ -11,10 +11,12 @@ from siltstone_services.demo_outcome import Teaching
 from siltstone_services.demo_setting import Setting, at_once, key_of
 
 _STATUS_EVERY_S: Final = 0.5
+_SAID_AT_ONCE: Final = 8
+"""Things a user says in one go, before waiting until they are learned."""
 
 
 async def teach(setting: Setting) -> Teaching:
-    """Lets all users talk at once; each says the next thing when the last one is in the memory."""
+    """Lets all users talk at once; each says a few things more when the last ones are in the memory."""
     users, clock, client = setting.plan.users, setting.clock, setting.client
     said = {user.id: statements_of(setting, user) for user in users}
     effect_s: list[float] = []
@@ -22,11 +24,14 @@ async def teach(setting: Setting) -> Teaching:
     started_s = clock.monotonic_s()
 
     async def talk(user: OfficeUser) -> None:
-        for name, text in said[user.id]:
+        statements = said[user.id]
+        for start in range(0, len(statements), _SAID_AT_ONCE):
+            group = [told(setting, user, name, text) for name, text in statements[start : start + _SAID_AT_ONCE]]
             sent_s = clock.monotonic_s()
-            await client.record([told(setting, user, name, text)], wait_absorbed=True)
-            effect_s.append(clock.monotonic_s() - sent_s)
-            setting.screen.learned(user.id, effect_s[-1])
+            await client.record(group, wait_absorbed=True)
+            for _ in group:
+                effect_s.append(clock.monotonic_s() - sent_s)
+                setting.screen.learned(user.id, effect_s[-1])
 
     with setting.screen.teaching({name: len(statements) for name, statements in said.items()}):
         looking = asyncio.create_task(_look(setting, before, started_s))

@@ -143,6 +143,9 @@ class Worker:
 
     def _absorb_step(self) -> None:
         if self._round is None:
+            # Who writes at the same moment shares one round, and one backward, instead of queueing behind the first.
+            if not self._engine.num_running:
+                time.sleep(self._config.gather_wait_s)
             taken = self._shard.gather()
             if self._shard.damaged:
                 self._on_commit()

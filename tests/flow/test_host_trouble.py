@@ -336,6 +336,31 @@ async def test_a_round_that_waited_for_the_disk_gives_what_it_would_have_given(
     assert blobs[0] == blobs[1]
 
 
+class HalfStore(SqliteSnapshotStore):
+    """Refuses the first commit of one partition, after that of another has been made."""
+
+    num_refused = 0
+
+    def commit(self, commit: Commit) -> None:
+        if commit.lease.partition == partition_of(STRANGER, NUM_PARTITIONS) and not HalfStore.num_refused:
+            HalfStore.num_refused += 1
+            raise Unavailable("the store", "database or disk is full")
+        super().commit(commit)
+
+
+async def test_a_round_committed_by_half_is_finished_and_no_part_of_it_twice(home: Path) -> None:
+    HalfStore.num_refused = 0
+    async with open_host(home, None, store_of=HalfStore) as host:
+        receipts = await host.record([said(owner, f"a{n}", SOUND) for n in range(2) for owner in (ADA, STRANGER)])
+        with pytest.raises(Unavailable):
+            await host.wait_absorbed(receipts)
+        await host.wait_absorbed(receipts)
+        for owner in (ADA, STRANGER):
+            card = await host.memory(owner)
+            assert (card.num_interactions, card.sequence) == (2, 1)
+        assert (HalfStore.num_refused, (await host.status()).num_absorbed) == (1, 4)
+
+
 async def test_what_a_full_disk_held_up_is_absorbed_after_a_restart(home: Path, full_disk: type[Disk]) -> None:
     async with open_host(home, None, FillingJournal, FillingStore) as host:
         receipts = await host.record([said(ADA, f"a{n}", SOUND) for n in range(4)])

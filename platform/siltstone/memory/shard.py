@@ -27,8 +27,10 @@ class ShardConfig:
 
     max_resident_bytes: int = 2 * 1024**3
     """Bytes of users' levels held in memory; the least recently used leave first."""
-    max_round_interactions: int = 64
+    max_round_interactions: int = 128
     """Interactions absorbed between two commits."""
+    gather_wait_s: float = 0.03
+    """Seconds an idle shard waits for more users to share its round, once a first record has come."""
     max_lag_interactions: int = 4096
     """Interactions that may wait to be absorbed; more are refused."""
     retry_after_s: float = 2.0

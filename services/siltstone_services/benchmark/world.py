@@ -16,11 +16,13 @@ from siltstone.memory.user_memory import MemoryConfig, UserMemory
 from siltstone.model.config import CoreConfig
 from siltstone.model.core import Core
 from siltstone.model.deltas import Basis, DeltaShape, site_widths
+from siltstone.model.guard import Guard, SiteGuard, build_guard
 from siltstone.model.levels import DELTA
 from siltstone.values import Interaction, InteractionKind, Message, Role, UserKey
 
 CORE_NAME = "random-weights"
 _OPENING = 1
+_NEUTRAL_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +37,12 @@ class Shape:
 COMMON = Shape(
     "common",
     CoreConfig(4096, 256, 4, 8, 8, 32, 688, 10_000.0, 1e-5, 2048, tied_head=False),
-    MemoryConfig(num_layers=4, rank=24),
+    MemoryConfig(num_layers=4, rank=24, guarded_directions=96),
 )
-"""The shape all peers are measured on. 156,672 coefficients a user: a LoRA of rank 8 on all linear maps has 156,160."""
+"""The shape all peers are measured on. 156,672 coefficients a user: a LoRA of rank 8 on all linear maps has 156,160.
+
+Guarded directions are to the rank what they are by default.
+"""
 SMOLLM2 = Shape(
     "SmolLM2-135M",
     CoreConfig(49_152, 576, 30, 9, 3, 64, 1536, 100_000.0, 1e-5, 8192, tied_head=True),
@@ -103,6 +108,18 @@ class World:
             )
             for site in self.deltas.sites
         }
+        self.guard = self._build_guard()
+
+    def _build_guard(self) -> Guard | None:
+        """Builds the write guard as serving does, from random ids for neutral text."""
+        num, damping = self.memory.guarded_directions, self.memory.guard_damping
+        if not num:
+            return None
+        found = build_guard(self.core, self.deltas, self.ids(4, _NEUTRAL_TOKENS), num, damping, seed=0)
+        return {
+            site: SiteGuard(guard.directions.to(self.device), guard.shrink.to(self.device))
+            for site, guard in found.items()
+        }
 
     def draw(self, *size: int, scale: float = 1.0) -> Tensor:
         """Returns normal random numbers on the device."""
@@ -120,7 +137,7 @@ class World:
     def absorber(self) -> Absorber:
         """Returns what absorbs the interactions of `said`, each as one lesson."""
         plan = LessonPlan(NumberTokenizer(), LessonConfig(rehearsals=0))
-        return Absorber(self.core, self.deltas, self.basis, plan, self.memory, ReservoirLimits())
+        return Absorber(self.core, self.deltas, self.basis, plan, self.memory, ReservoirLimits(), self.guard)
 
     def memory_of(self, number: int) -> UserMemory:
         """Returns the memory of a user whose fast level already holds something."""
