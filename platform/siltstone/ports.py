@@ -113,7 +113,11 @@ class ShardHost(Protocol):
         ...
 
     async def wait_absorbed(self, receipts: Sequence[Receipt]) -> None:
-        """Returns once everything up to the receipts is part of the users' committed snapshots, or parked."""
+        """Returns once everything up to the receipts is part of the users' committed snapshots, or parked.
+
+        Raises: Unavailable while the snapshots cannot be written; what was recorded stays safe, ask again. Corrupt when
+        the journal is damaged before the receipts: their partition stands still.
+        """
         ...
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart | AnswerEnd]:

@@ -249,7 +249,8 @@ class AnswerEnd:
     """The end of an answer: why it ended and the versions that gave it.
 
     `core` and `snapshot_sequence` name the core version and the user's state that were pinned for the whole answer
-    (sequence 0: the user had no memory yet). `recalled` are the reservoir lines put into the context.
+    (sequence 0: no memory took part; there was none yet, or the bare core was asked for). `recalled` are the reservoir
+    lines put into the context.
     """
 
     reason: FinishReason
