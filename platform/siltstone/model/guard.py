@@ -18,6 +18,7 @@ from torch import Tensor
 
 from siltstone.model.core import Core, forward
 from siltstone.model.deltas import DeltaShape, Site, site_widths
+from siltstone.model.orthogonal import orthogonaliser, unit_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,19 @@ class SiteGuard:
         """Returns x W."""
         along = torch.einsum("biro,iok->birk", x_BIRO, self.directions)
         return x_BIRO - torch.einsum("birk,iok->biro", along * self.shrink[None, :, None], self.directions)
+
+    def direction(self, g_BIRO: Tensor) -> Tensor:
+        """Returns orthogonalise(g W) W, of rows no more than columns.
+
+        V is orthonormal, so with a = g V and d = 2 shrink - shrink^2,
+            W W = 1 - V d V^T;  (g W) (g W)^T = g g^T - a d a^T;  P g W W = P g - (P a d) V^T
+        and g W itself, twice as many products with V, is never made.
+        """
+        g = unit_size(g_BIRO)
+        along = torch.einsum("biro,iok->birk", g, self.directions)
+        less = along * (self.shrink * (2 - self.shrink))[None, :, None]
+        to_unit = orthogonaliser(g @ g.transpose(-1, -2) - less @ along.transpose(-1, -2))
+        return to_unit @ g - torch.einsum("birk,iok->biro", to_unit @ less, self.directions)
 
 
 Guard = Mapping[Site, SiteGuard]

@@ -140,7 +140,8 @@ class LessonBatch:
         x = self._hidden_BTD[rows, index_BW]
         cos, sin = self._rotation
         rotation = (cos[rows, 0, index_BW].unsqueeze(1), sin[rows, 0, index_BW].unsqueeze(1))
-        num_past = self._keys[0].shape[2]
+        # Behind what the farthest lesson has read, no key is set yet.
+        num_past = self._num_prefix + max(starts)
         mask = causal_mask(start_B + self._num_prefix, width, num_past)
         leaves: dict[Site, list[Tensor]] = {
             site: [layer.detach().requires_grad_() for layer in layers.unbind(1)]
@@ -151,7 +152,10 @@ class LessonBatch:
         def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             j = index - self.shape.first_layer
             fresh.append((k.detach(), v.detach()))
-            return attention(q, torch.cat([self._keys[j], k], dim=2), torch.cat([self._values[j], v], dim=2), mask)
+            if num_past:
+                k = torch.cat([self._keys[j][:, :, :num_past], k], dim=2)
+                v = torch.cat([self._values[j][:, :, :num_past], v], dim=2)
+            return attention(q, k, v, mask)
 
         weights_BW = torch.where(is_real_BW, self._weights_BT[rows, index_BW], 0.0)
         is_target_BW = weights_BW != 0
@@ -165,9 +169,10 @@ class LessonBatch:
             nll = F.cross_entropy(logits, target, reduction="none")
             weight = weights_BW[is_target_BW]
             gate = surprise_of(nll.detach(), gate_nats)
+            loss = (weight.clamp(min=0) * gate * nll).sum()
             blamed = weight < 0
-            blame = -weight[blamed] * unlikelihood(logits[blamed], target[blamed])
-            loss = (weight.clamp(min=0) * gate * nll).sum() + blame.sum()
+            if bool(blamed.any()):
+                loss = loss - (weight[blamed] * unlikelihood(logits[blamed], target[blamed])).sum()
             flat_leaves = [leaf for layers in leaves.values() for leaf in layers]
             gradients = (
                 torch.autograd.grad(loss, flat_leaves)

@@ -29,19 +29,27 @@ def orthogonalise(g_BRO: Tensor) -> Tensor:
     """
     if g_BRO.shape[-2] > g_BRO.shape[-1]:
         return orthogonalise(g_BRO.transpose(-1, -2)).transpose(-1, -2)
+    g = unit_size(g_BRO)
+    direction: Tensor = orthogonaliser(g @ g.transpose(-1, -2)) @ g
+    return direction.to(g_BRO.dtype)
+
+
+def unit_size(g_BRO: Tensor) -> Tensor:
+    """Returns every g with its largest number made one: the squares of a very small gradient would vanish."""
     g = g_BRO.float()
-    tiny = torch.finfo(g.dtype).tiny
-    # By the largest number first: the squares of a very small gradient would vanish from its norm. The norm itself is
-    # taken out of the small matrices, where it is the trace.
-    g = g / g.abs().amax(dim=(1, 2), keepdim=True).clamp(min=tiny)
-    gram = g @ g.transpose(-1, -2)
-    squared = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[:, None, None].clamp(min=tiny)
-    gram = gram / squared
-    eye = torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
-    polynomial = eye.expand_as(gram)
+    return g / g.abs().amax(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(g.dtype).tiny)
+
+
+def orthogonaliser(gram_BRR: Tensor) -> Tensor:
+    """Returns the P for which P g is nearly U V^T, given only g g^T: [B, R, R]. Zero gives a finite P."""
+    tiny = torch.finfo(gram_BRR.dtype).tiny
+    # The norm of g is the trace, so that nothing wide is divided by it.
+    squared = gram_BRR.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[..., None, None].clamp(min=tiny)
+    gram = gram_BRR / squared
+    polynomial = torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype).expand_as(gram)
+    eye = polynomial
     for a, b, c in _QUINTIC:
         step = a * eye + b * gram + c * (gram @ gram)
         polynomial = step @ polynomial
         gram = step @ gram @ step
-    direction: Tensor = (polynomial * squared.rsqrt()) @ g
-    return direction.to(g_BRO.dtype)
+    return polynomial * squared.rsqrt()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -108,10 +109,10 @@ class World:
             )
             for site in self.deltas.sites
         }
-        self.guard = self._build_guard()
 
-    def _build_guard(self) -> Guard | None:
-        """Builds the write guard as serving does, from random ids for neutral text."""
+    @cached_property
+    def guard(self) -> Guard | None:
+        """The write guard, built as serving does it, from random ids for neutral text."""
         num, damping = self.memory.guarded_directions, self.memory.guard_damping
         if not num:
             return None
