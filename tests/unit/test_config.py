@@ -151,9 +151,7 @@ def test_the_schema_tells_types_defaults_and_the_sentence_under_each_field() -> 
 def defaults_of(schema: dict[str, Any]) -> dict[str, Any]:
     """The tree of defaults that a schema tells."""
     return {
-        name: defaults_of(described)
-        if described.get("type") == "object" and "properties" in described
-        else described["default"]
+        name: described["default"] if "default" in described else defaults_of(described)
         for name, described in schema["properties"].items()
     }
 

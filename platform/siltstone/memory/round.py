@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from siltstone.memory.absorber import Absorber, Step
-from siltstone.memory.user_memory import UserMemory
+from siltstone.memory.user_memory import UserMemory, is_finite
 from siltstone.values import Interaction, JournalRecord, Parked, ParkReason, UserKey
 
 Work = tuple[JournalRecord, Interaction]
@@ -104,4 +102,4 @@ def _fold_one_by_one(absorber: Absorber, taken: Round, memory: UserMemory) -> Ge
 
 
 def _is_sound(memory: UserMemory) -> bool:
-    return bool(torch.isfinite(memory.numbers).all())
+    return is_finite(memory.numbers)

@@ -50,7 +50,9 @@ class MemoryConfig:
     gate_nats: float = 3.0
     """Negative log-likelihood at which a token counts half as surprising, nats."""
     fast: LevelConfig = field(default_factory=lambda: LevelConfig(period_tokens=16, rate=0.6, retention=0.999))
+    """The level that moves first, and lets go of what is not said again."""
     mid: LevelConfig = field(default_factory=lambda: LevelConfig(period_tokens=64, rate=0.6))
+    """The level that moves once over several things said, and keeps them."""
 
     def __post_init__(self) -> None:
         if self.mid.period_tokens % self.fast.period_tokens:
@@ -137,7 +139,7 @@ def to_blob(memory: UserMemory) -> bytes:
     little endian).
     Raises: InvalidInput when a number is not finite: such a memory must never be kept.
     """
-    if not bool(torch.isfinite(memory.numbers).all()):
+    if not is_finite(memory.numbers):
         raise InvalidInput(f"memory of {memory.owner}", "finite numbers", "NaN or infinity")
     header = json.dumps(
         {
@@ -206,10 +208,15 @@ def from_blob(owner: UserKey, blob: bytes, core: str, shape: DeltaShape) -> User
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Corrupt(what, "a header of a memory", f"{type(error).__name__}: {error}") from error
-    # The sum is the quick question: only when it is not finite itself are the numbers looked at one by one.
-    if not bool(torch.isfinite(numbers.sum())) and not bool(torch.isfinite(numbers).all()):
+    if not is_finite(numbers):
         raise Corrupt(what, "finite numbers", "NaN or infinity")
     return memory
+
+
+def is_finite(numbers: Tensor) -> bool:
+    """Says whether every number is finite."""
+    # The sum is the quick question: only when it is not finite itself are the numbers looked at one by one.
+    return bool(torch.isfinite(numbers.sum())) or bool(torch.isfinite(numbers).all())
 
 
 def _read_count(value: object) -> int:

@@ -46,10 +46,11 @@ def orthogonaliser(gram_BRR: Tensor) -> Tensor:
     # The norm of g is the trace, so that nothing wide is divided by it.
     squared = gram_BRR.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[..., None, None].clamp(min=tiny)
     gram = gram_BRR / squared
-    polynomial = torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype).expand_as(gram)
-    eye = polynomial
-    for a, b, c in _QUINTIC:
+    eye = torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
+    (a, b, c), *later = _QUINTIC
+    polynomial = step = a * eye + b * gram + c * (gram @ gram)
+    for a, b, c in later:
+        gram = step @ gram @ step
         step = a * eye + b * gram + c * (gram @ gram)
         polynomial = step @ polynomial
-        gram = step @ gram @ step
     return polynomial * squared.rsqrt()
