@@ -56,8 +56,8 @@ def report(outcomes: Sequence[Outcome], json_path: Path | None) -> int:
         if outcome.refusal or outcome.absence:
             console.print(_line(outcome))
     console.print(
-        f"{origin.hardware}; commit {origin.commit}; {origin.date}. One torch thread; computing is timed by the thread's "
-        "own processor time, what waits for a disk or a GPU by the clock."
+        f"{origin.hardware}; commit {origin.commit}; {origin.date}. One torch thread; computing is timed by the "
+        "thread's own processor time, what waits for a disk or a GPU by the clock."
     )
     if json_path is not None:
         write_figures(json_path, [reading.figure(origin) for outcome in outcomes for reading in outcome.readings])

@@ -157,7 +157,7 @@ def test_a_memory_that_changes_on_its_way_is_not_timed(world: World, tmp_path: P
 
 def test_a_large_shape_runs_the_same_code_on_any_device(world: World) -> None:
     copied = copy_rate("cpu", 1 << 10, rounds=2)
-    outcomes = run_large(TINY, (1, 4), "cpu", torch.float32, copied, silent, rounds=2, steps=2)
+    outcomes = run_large(TINY, (1, 4), "cpu", torch.float32, copied, silent, rounds=2, steps=2, tolerance=1e-3)
 
     assert [outcome.refusal for outcome in outcomes] == ["", "", ""]
     names = [reading.name for outcome in outcomes for reading in outcome.readings]

@@ -91,7 +91,7 @@ def check_swap(stored: Stored, world: World, memory: UserMemory) -> str:
 
 
 def run_swap(world: World, num_users: int, repeats: int, folder: Path, say: Say) -> Outcome:
-    """Times single users: load, verify and make ready; and to bytes, seal and commit.
+    """Times single users, one after another: load, verify and make ready; then to bytes, seal and commit.
 
     The file is in the system's cache, so bringing in waits for nothing and is timed as computing is. Putting out waits
     for the disk.
@@ -108,11 +108,11 @@ def run_swap(world: World, num_users: int, repeats: int, folder: Path, say: Say)
             place.commit([_seal(memory)])
         draw = random.Random(1)
         swapped_in_ms, evicted_ms = [], []
-        for _ in range(repeats):
-            memory = draw.choice(memories)
+        for memory in draw.choices(memories, k=repeats):
             start_s = time.thread_time()
             _bring_in(place, world, memory.owner)
             swapped_in_ms.append((time.thread_time() - start_s) * 1e3)
+        for memory in draw.choices(memories, k=repeats):
             start_s = time.perf_counter()
             place.commit([_seal(memory)])
             evicted_ms.append((time.perf_counter() - start_s) * 1e3)
