@@ -83,9 +83,11 @@ def direction_of(shape: DeltaShape, gradient_BN: Tensor, guard: Guard | None = N
     for site, gradient in shape.split(gradient_BN).items():
         width = site_widths(shape.core, site)[1]
         scale = 0.2 * max(1.0, width / shape.rank) ** 0.5
-        guarded = gradient if guard is None else guard[site].apply(gradient)
-        step = orthogonalise(guarded.reshape(-1, shape.rank, width)).view_as(gradient)
-        torch.mul(step if guard is None else guard[site].apply(step), -scale, out=results[site])
+        if guard is None:
+            step = orthogonalise(gradient.reshape(-1, shape.rank, width)).view_as(gradient)
+        else:
+            step = guard[site].direction(gradient)
+        torch.mul(step, -scale, out=results[site])
     return out
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from siltstone.config import load_config
 from siltstone.errors import InvalidInput
+from siltstone_services.allocator import keep_freed_memory
 from siltstone_services.commands.screen import err, out
 from siltstone_services.logs import log_to_stderr
 from siltstone_services.serve import serve
@@ -23,6 +24,7 @@ def run(overrides: Mapping[str, Any], path: Path | None, log_level: str) -> None
     if log_level not in _LEVELS:
         raise InvalidInput("--log-level", ", ".join(_LEVELS), repr(log_level))
     config = load_config(path, overrides)
+    keep_freed_memory()
     log_to_stderr(log_level)
     if config.gateway.host not in _THIS_MACHINE:
         err().print(f"Anybody who reaches {config.gateway.host} can speak for any user: nobody is asked who they are.")
