@@ -65,10 +65,10 @@ SETTINGS: dict[str, Any] = {
     "memory.num_layers": 2,
     "memory.rank": 4,
     "memory.fast.period_tokens": 8,
-    "memory.fast.rate": 0.1,
+    "memory.fast.rate": 0.3,
     "memory.fast.momentum": 0.5,
     "memory.mid.period_tokens": 24,
-    "memory.mid.rate": 0.1,
+    "memory.mid.rate": 0.3,
     "store.num_partitions": 4,
     "shard.retry_after_s": 0.05,
 }

@@ -56,7 +56,7 @@ class Worker:
         self._may_have_records = True
         self._round: _RoundUnderWay | None = None
         self._trouble: Unavailable | None = None
-        self._retry_at_s = 0.0
+        self._absorb_at_s = 0.0
         self._answers_in_a_row = 0
         self._is_stopping = False
         self.busy_s = 0.0
@@ -86,7 +86,13 @@ class Worker:
             self._may_have_records = True
 
     def _look(self) -> None:
+        if not self._wants_to_absorb:
+            self._wait_for_more()
         self._may_have_records = True
+
+    def _wait_for_more(self) -> None:
+        """Puts the next round off a little: who writes at the same moment shares it, and its one backward."""
+        self._absorb_at_s = max(self._absorb_at_s, time.monotonic() + self._config.gather_wait_s)
 
     def _run(self) -> None:
         try:
@@ -113,7 +119,7 @@ class Worker:
             return 0.0
         if not self._wants_to_absorb:
             return None
-        return max(0.0, self._retry_at_s - time.monotonic())
+        return max(0.0, self._absorb_at_s - time.monotonic())
 
     def _take_commands(self, wait_s: float | None) -> None:
         """Runs what commands there are; where there is none, waits so long for one."""
@@ -129,7 +135,7 @@ class Worker:
             command()
 
     def _step(self) -> None:
-        can_absorb = self._wants_to_absorb and time.monotonic() >= self._retry_at_s
+        can_absorb = self._wants_to_absorb and time.monotonic() >= self._absorb_at_s
         has_turn = self._answers_in_a_row >= self._config.answers_before_absorb
         if self._engine.num_running and not (can_absorb and has_turn):
             self._answers_in_a_row += 1
@@ -143,9 +149,6 @@ class Worker:
 
     def _absorb_step(self) -> None:
         if self._round is None:
-            # Who writes at the same moment shares one round, and one backward, instead of queueing behind the first.
-            if not self._engine.num_running:
-                time.sleep(self._config.gather_wait_s)
             taken = self._shard.gather()
             if self._shard.damaged:
                 self._on_commit()
@@ -163,6 +166,8 @@ class Worker:
             if self._trouble is not None:
                 _log.info("absorbing goes on", extra={"what": self._trouble.what})
                 self._trouble = None
+            # Who waited for this round often writes again at once.
+            self._wait_for_more()
             self._on_commit()
 
     def _pause(self, error: Unavailable) -> None:
@@ -171,7 +176,7 @@ class Worker:
         if self._trouble is None:
             _log.warning("absorbing waits", extra={"what": error.what, "reason": error.reason})
         self._trouble = error
-        self._retry_at_s = time.monotonic() + self._config.retry_after_s
+        self._absorb_at_s = time.monotonic() + self._config.retry_after_s
         # A part of the round may have been committed.
         self._on_commit()
         self._on_trouble(error)
