@@ -103,12 +103,14 @@ class AnswerEngine:
         return answer
 
     def give_up(self, answer: Answer) -> None:
-        """Drops an answer; its place is free from the next step on."""
-        answer.is_given_up = True
+        """Drops an answer, and frees its place; one that has ended already is no matter."""
+        if answer in self._waiting:
+            self._waiting.remove(answer)
+        elif answer in self._rows.answers:
+            self._rows.leave(self._rows.answers.index(answer))
 
     def step(self) -> list[Progress]:
         """Reads waiting prompts if there is a place for them, else decodes one token of every running answer."""
-        self._drop_given_up()
         ready = self._take_waiting()
         if ready:
             return self._read_prompts(ready)
@@ -121,12 +123,6 @@ class AnswerEngine:
             if id(self._rows.answers[row]) in done:
                 self._rows.leave(row)
         return progress
-
-    def _drop_given_up(self) -> None:
-        self._waiting = deque(answer for answer in self._waiting if not answer.is_given_up)
-        for row in reversed(range(len(self._rows.answers))):
-            if self._rows.answers[row].is_given_up:
-                self._rows.leave(row)
 
     def _take_waiting(self) -> list[Answer]:
         """Takes the longest run of waiting answers that fit a step, all with the shared prefix or all without."""

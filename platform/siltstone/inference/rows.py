@@ -31,7 +31,6 @@ class Answer:
     sampling: Sampling
     generator: torch.Generator | None = None
     tokens: list[int] = field(default_factory=list)
-    is_given_up: bool = False
 
 
 class Rows:
