@@ -13,9 +13,11 @@ from siltstone.memory.absorber import Absorber, Step
 from siltstone.memory.lessons import LessonConfig, LessonPlan
 from siltstone.memory.reservoir import ReservoirLimits
 from siltstone.memory.user_memory import MemoryConfig, UserMemory
+from siltstone.model.basis import build_basis
 from siltstone.model.config import CoreConfig
 from siltstone.model.core import Core, forward, forward_keeping
-from siltstone.model.deltas import Basis, DeltaShape, bend_with, build_basis
+from siltstone.model.deltas import Basis, DeltaShape, bend_with
+from siltstone.model.lesson import Lesson
 from siltstone.model.levels import LevelConfig
 from siltstone.values import Interaction, InteractionKind, Message, Role, UserKey
 
@@ -98,6 +100,14 @@ class World:
         return UserMemory.empty(UserKey("office", user), CORE_VERSION, self.shape)
 
 
+NEUTRAL = ("The tide covers the pool twice a day.", "Old trees let little light reach the ground.", "A swift sleeps.")
+
+
+def neutral_lessons(plan: LessonPlan) -> list[Lesson]:
+    """Returns what somebody would learn who was told neutral text."""
+    return [plan.as_recalled(sentence, str(index)) for index, sentence in enumerate(NEUTRAL)]
+
+
 @cache
 def world(
     config: MemoryConfig = TINY_MEMORY,
@@ -111,8 +121,8 @@ def world(
     built = Core(core, random_tensors(core, seed=7), device, dtype)
     shape = config.shape_for(core)
     anchors = torch.randint(0, core.vocab_size, (4, 48), generator=torch.Generator().manual_seed(8)).to(device)
-    basis = build_basis(built, shape, anchors, config.basis_damping, config.basis_seed)
     plan = LessonPlan(CharTokenizer(), lessons or LessonConfig())
+    basis = build_basis(built, shape, anchors, neutral_lessons(plan), None, config.basis_damping)
     return World(built, shape, basis, plan, config, limits or ReservoirLimits())
 
 

@@ -26,8 +26,8 @@ from siltstone_services.benchmark.world import COMMON, LLAMA_1B, LLAMA_7B, SMOLL
 
 RUNS = Path("runs")
 """Where the stores of the benchmark live while it runs: a disk, so that durable means durable."""
-SMALL_MEMORY = MemoryConfig(num_layers=4, rank=4)
-"""627 kB on disk, levels, gradients and momentum included: what the LoRA of the peers has in weights alone."""
+SMALL_MEMORY = MemoryConfig(num_layers=4, rank=6)
+"""627 kB on disk, levels and gradients included: what the LoRA of the peers has in weights alone."""
 TINY_MEMORY = MemoryConfig(num_layers=1, rank=1, sites=("down",))
 _UNGUARDED = Shape("common without write guard", COMMON.core, replace(COMMON.memory, guarded_directions=0))
 _PEFT_ADAPTERS = (1, 8, 64)

@@ -69,7 +69,8 @@ async def choose_all(setting: Setting, text_answers: Mapping[Asked, FreeAnswer])
 
         async def score(question: _Question, lines: Sequence[str] = ()) -> _Scores:
             user, fact = question
-            prompt = Message(Role.USER, with_recalled(fact.question, lines)), Message(Role.ASSISTANT, fact.answer_stem)
+            conversation = with_recalled([Message(Role.USER, fact.question)], lines)
+            prompt = *conversation, Message(Role.ASSISTANT, fact.answer_stem)
             values = [f" {value}" for value in setting.office.values(fact.slot)]
             scores = await setting.client.score(key_of(user), prompt, values)
             count(0)

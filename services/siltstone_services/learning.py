@@ -12,11 +12,14 @@ import torch
 from siltstone.adapters.basis_store import BasisStore
 from siltstone.adapters.core_store import LoadedCore
 from siltstone.config import SiltstoneConfig
-from siltstone.evaluation.office_material import load_office
+from siltstone.evaluation.office_material import Office, load_office
 from siltstone.memory.lessons import LessonConfig, LessonPlan
-from siltstone.model.core import Core
-from siltstone.model.deltas import Basis, DeltaShape, build_basis
+from siltstone.memory.restate import sentences
+from siltstone.model.basis import build_basis
+from siltstone.model.core import Core, forward_keeping
+from siltstone.model.deltas import Basis, DeltaShape
 from siltstone.model.guard import Guard, SiteGuard, build_guard
+from siltstone.model.lesson import Lesson
 from siltstone.ports import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -35,13 +38,17 @@ class Ground:
     version: str
 
 
-def prepare_ground(loaded: LoadedCore, core: Core, shape: DeltaShape, config: SiltstoneConfig) -> Ground:
+def prepare_ground(
+    loaded: LoadedCore, core: Core, shape: DeltaShape, plan: LessonPlan, config: SiltstoneConfig
+) -> Ground:
     """Returns the read basis and the write guard of a core, built from neutral text the first time and then kept.
 
     Raises: Corrupt; Unavailable.
     """
     memory = config.memory
-    passages = [passage.text for passage in load_office().anchors]
+    office = load_office()
+    passages = [passage.text for passage in office.anchors]
+    lessons = neutral_lessons(office, plan)
     recipe: dict[str, object] = {
         "core": loaded.digest,
         "layers": shape.num_layers,
@@ -50,7 +57,8 @@ def prepare_ground(loaded: LoadedCore, core: Core, shape: DeltaShape, config: Si
         "damping": memory.basis_damping,
         "guarded": memory.guarded_directions,
         "guard_damping": memory.guard_damping,
-        "seed": memory.basis_seed,
+        "seed": memory.guard_seed,
+        "lessons": hashlib.sha256(repr((plan.prefix_ids, lessons)).encode()).hexdigest(),
         "anchors": hashlib.sha256("\n".join(passages).encode()).hexdigest(),
     }
 
@@ -60,9 +68,12 @@ def prepare_ground(loaded: LoadedCore, core: Core, shape: DeltaShape, config: Si
         rows = [loaded.tokenizer.encode(passage)[:longest] for passage in passages]
         shortest = min(map(len, rows))
         anchors = torch.tensor([row[:shortest] for row in rows], device=core.device)
-        parts: dict[str, torch.Tensor] = dict(
-            build_basis(core, shape, anchors, memory.basis_damping, memory.basis_seed).items()
-        )
+        prefix = None
+        if plan.prefix_ids:
+            with torch.no_grad():
+                _, prefix = forward_keeping(core, torch.tensor([plan.prefix_ids], device=core.device))
+        basis = build_basis(core, shape, anchors, lessons, prefix, memory.basis_damping)
+        parts: dict[str, torch.Tensor] = dict(basis.items())
         if memory.guarded_directions:
             found = build_guard(
                 core,
@@ -70,7 +81,7 @@ def prepare_ground(loaded: LoadedCore, core: Core, shape: DeltaShape, config: Si
                 anchors[::_GUARD_STRIDE],
                 memory.guarded_directions,
                 memory.guard_damping,
-                memory.basis_seed,
+                memory.guard_seed,
             )
             for site, guard in found.items():
                 parts[f"{site}.directions"], parts[f"{site}.shrink"] = guard.directions, guard.shrink
@@ -85,6 +96,16 @@ def prepare_ground(loaded: LoadedCore, core: Core, shape: DeltaShape, config: Si
             for site in shape.sites
         }
     return Ground(basis, guard, f"{loaded.digest}-{digest[:12]}")
+
+
+def neutral_lessons(office: Office, plan: LessonPlan) -> list[Lesson]:
+    """Returns what somebody would learn who was told neutral text: the form of an answer, and nobody's facts."""
+    told = [
+        plan.as_recalled(sentence, f"{number}/{index}")
+        for number, passage in enumerate(office.anchors)
+        for index, sentence in enumerate(sentences(passage.text.replace("\n", " ")))
+    ]
+    return [*told, *(plan.as_answered(chat.question, chat.answer) for chat in office.anchor_chats)]
 
 
 def lesson_plan(tokenizer: Tokenizer, core: Core, config: LessonConfig) -> LessonPlan:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from siltstone.errors import InvalidInput
+from siltstone.memory.restate import second_person
 from siltstone.ports import TextRecall, Tokenizer
 from siltstone.values import GenerateRequest, Message, RecallMode, Role
 
-MAX_RECALLED_LINES = 6
+MAX_RECALLED_LINES: Final = 3
+_ASKING_BACK: Final = "What have I told you about myself?"
 
 
 def recall_lines(recall: TextRecall, mode: RecallMode, lines: Sequence[str], messages: Sequence[Message]) -> list[str]:
@@ -20,26 +23,28 @@ def recall_lines(recall: TextRecall, mode: RecallMode, lines: Sequence[str], mes
 
 
 def render_prompt(tokenizer: Tokenizer, request: GenerateRequest, recalled: Sequence[str]) -> list[int]:
-    """Returns the token ids of a request's conversation. Recalled lines stand before the question they are for.
-
-    They are the user's own words, and go where the user's words go: into the user's turn, as a quotation.
+    """Returns the token ids of a request's conversation, with the recalled lines before the question they are for.
 
     Raises: InvalidInput when there is no question to answer.
     """
     messages = list(request.messages)
     if not messages or messages[-1].role is Role.ASSISTANT:
         raise InvalidInput("messages", "a conversation whose last message is the user's", "none")
-    if recalled:
-        messages[-1] = Message(messages[-1].role, with_recalled(messages[-1].text, recalled))
-    return tokenizer.render(messages)
+    return tokenizer.render(with_recalled(messages, recalled))
 
 
-def with_recalled(question: str, recalled: Sequence[str]) -> str:
-    """Returns the text of a user's turn that quotes recalled lines before its question."""
+def with_recalled(messages: Sequence[Message], recalled: Sequence[str]) -> list[Message]:
+    """Returns a conversation in which, before its last message, the model has told the user the recalled lines.
+
+    They are turned into the second person, as a memory rehearses them: what is in the context and what is in the
+    weights then say the same words. A small model reads an answer off its own turn far better than off a quotation in
+    the user's (decisions/0005). The lines never reach the system message.
+    """
+    *before, question = messages
     if not recalled:
-        return question
-    told = "\n".join(f"- {line}" for line in recalled)
-    return f"Here is what I told you before:\n{told}\n\n{question}"
+        return [*before, question]
+    told = "\n".join(second_person(line) for line in recalled)
+    return [*before, Message(Role.USER, _ASKING_BACK), Message(Role.ASSISTANT, told), question]
 
 
 def render_scored(tokenizer: Tokenizer, prompt: Sequence[Message]) -> list[int]:

@@ -97,9 +97,9 @@ class EmbeddedHost:
         core = Core(self._loaded.config, self._loaded.tensors, engine.device)
         memory = self._config.memory
         shape = memory.shape_for(core.config)
-        ground = prepare_ground(self._loaded, core, shape, self._config)
-        basis, self.version = ground.basis, ground.version
         plan = lesson_plan(self._tokenizer, core, self._config.lessons)
+        ground = prepare_ground(self._loaded, core, shape, plan, self._config)
+        basis, self.version = ground.basis, ground.version
         absorber = Absorber(core, shape, basis, plan, memory, self._config.reservoir, ground.guard)
         holder = uuid.uuid4().hex
         self._num_partitions = len(self._journal.end_positions())

@@ -39,6 +39,7 @@ from siltstone.values import (
     Role,
     UserKey,
 )
+from siltstone_services.prompts import with_recalled
 
 LINES = [
     "I was born in Lisbon and I live in Oslo now.",
@@ -143,12 +144,12 @@ async def test_text_recall_puts_the_users_own_lines_before_the_question(home: Pa
         assert asked["text"][1].recalled == asked["both"][1].recalled == (LINES[1],)
         assert asked["text"][1].num_prompt_tokens > asked["weights"][1].num_prompt_tokens
         # Text alone bends nothing: it is the bare core's answer to the same prompt.
-        told = f"Here is what I told you before:\n- {LINES[1]}\n\n{question}"
-        assert asked["text"][0] == (await answer(host, asking(ADA, told, core_only=True)))[0]
-        assert asked["both"][0] == (await answer(host, asking(ADA, told)))[0]
+        told = tuple(with_recalled([Message(Role.USER, question)], [LINES[1]]))
+        assert asked["text"][0] == (await answer(host, replace(asking(ADA, "", core_only=True), messages=told)))[0]
+        assert asked["both"][0] == (await answer(host, replace(asking(ADA, ""), messages=told)))[0]
         # What both adds to text is the bend: the same prompt has other likelihoods. (Greedy words of a core without
         # language may agree all the same.)
-        [(bent, plain)] = await host.score(ADA, (Message(Role.USER, told),), ["x"])
+        [(bent, plain)] = await host.score(ADA, told, ["x"])
         assert bent != plain
         other = await answer(host, asking(BEN, question, recall="both"))
         assert other[1].recalled == ()

@@ -7,8 +7,10 @@ import tiny
 import torch
 
 from siltstone.errors import ConfigInvalid
-from siltstone.model.core import Core, forward
-from siltstone.model.deltas import Basis, DeltaShape, bend_with, build_basis
+from siltstone.model.basis import build_basis
+from siltstone.model.core import Core, forward, forward_keeping
+from siltstone.model.deltas import Basis, DeltaShape, bend_with
+from siltstone.model.lesson import Lesson
 
 SHAPE = tiny.TINY_MEMORY.shape_for(tiny.TINY_CORE)
 
@@ -54,13 +56,15 @@ def test_the_parts_of_flat_coefficients_cover_them_once() -> None:
     assert {part.data_ptr() for part in parts.values()} >= {flat.data_ptr()}
 
 
-def read_power(world: tiny.World, basis: Basis, ids: torch.Tensor) -> dict[str, list[float]]:
-    """Returns the mean square of what each bent map's basis reads of a text, a number a layer."""
+def read_power(
+    world: tiny.World, basis: Basis, ids: torch.Tensor, at: list[int] | slice = slice(None)
+) -> dict[str, list[float]]:
+    """Returns the mean square of what each bent map's basis reads at some places of a text, a number a layer."""
     power: dict[str, list[float]] = {site: [] for site in SHAPE.sites}
 
     def watch(index: int, site: str, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor | None:
         if index >= SHAPE.first_layer:
-            read = x @ basis[site][index - SHAPE.first_layer]  # type: ignore[index]
+            read = x[:, at] @ basis[site][index - SHAPE.first_layer]  # type: ignore[index]
             power[site].append(float(read.square().sum(dim=-1).mean()))
         return y
 
@@ -68,15 +72,36 @@ def read_power(world: tiny.World, basis: Basis, ids: torch.Tensor) -> dict[str, 
     return power
 
 
-def test_every_basis_reads_its_anchors_equally_strongly_and_is_the_same_for_the_same_seed() -> None:
+def test_every_basis_reads_its_lessons_equally_strongly_and_anchors_less_and_is_the_same_every_time() -> None:
     world, anchors = tiny.world(), random_ids(9, batch=4)
+    lessons = tiny.neutral_lessons(world.plan)
 
-    basis, again = (build_basis(world.core, SHAPE, anchors, 0.1, seed=3) for _ in range(2))
+    basis, again = (build_basis(world.core, SHAPE, anchors, lessons, None, 0.1) for _ in range(2))
 
     for site in SHAPE.sites:
         assert torch.equal(basis[site], again[site])
-        assert read_power(world, basis, anchors)[site] == pytest.approx([1.0] * SHAPE.num_layers, rel=1e-3)
-    assert not torch.equal(basis["down"], build_basis(world.core, SHAPE, anchors, 0.1, seed=4)["down"])
+        read = torch.zeros(SHAPE.num_layers)
+        for lesson in lessons:
+            learned = [at - 1 for at, weight in enumerate(lesson.weights) if at and weight > 0]
+            read += torch.tensor(read_power(world, basis, torch.tensor([lesson.ids]), learned)[site]) * len(learned)
+        num_learned = sum(sum(weight > 0 for weight in lesson.weights[1:]) for lesson in lessons)
+        assert (read / num_learned).tolist() == pytest.approx([1.0] * SHAPE.num_layers, rel=1e-3)
+        assert max(read_power(world, basis, anchors)[site]) < 1
+
+
+def test_lessons_behind_a_prefix_are_read_behind_it() -> None:
+    world, anchors = tiny.world(), random_ids(9, batch=4)
+    behind = tiny.neutral_lessons(world.plan)
+    apart = [Lesson(lesson.ids, lesson.weights, after_prefix=False) for lesson in behind]
+    with torch.no_grad():
+        _, prefix = forward_keeping(world.core, random_ids(7, batch=1))
+
+    found = build_basis(world.core, SHAPE, anchors, behind, prefix, 0.1)
+    bare = build_basis(world.core, SHAPE, anchors, behind, None, 0.1)
+    none = build_basis(world.core, SHAPE, anchors, apart, prefix, 0.1)
+
+    assert not torch.allclose(found["down"].abs(), bare["down"].abs(), atol=1e-2)
+    torch.testing.assert_close(none["down"], bare["down"])
 
 
 def test_directions_in_which_neutral_text_is_strong_are_read_weakly() -> None:
@@ -90,7 +115,8 @@ def test_directions_in_which_neutral_text_is_strong_are_read_weakly() -> None:
 
     forward(world.core, anchors, watch)
     shape = DeltaShape(tiny.TINY_CORE, 2, ("gate_up",), 32)
-    basis = build_basis(world.core, shape, anchors, 0.01, seed=3)["gate_up"].double()
+    # With as many directions as there are, only how strongly each is read is left to choose.
+    basis = build_basis(world.core, shape, anchors, tiny.neutral_lessons(world.plan), None, 0.01)["gate_up"].double()
 
     for layer in (1, 2):
         x = seen[layer]

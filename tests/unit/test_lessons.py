@@ -158,3 +158,24 @@ def test_the_same_interaction_always_gives_the_same_lessons(text: str) -> None:
 def test_weights_and_lengths_that_make_no_sense_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ConfigInvalid):
         replace(CONFIG, **change)
+
+
+LINES = ["I was born in Lisbon.", "My dog is called Pickle. He is brown.", "Ramen?", "I play the cello."]
+
+
+def test_what_is_replayed_is_a_rehearsal_of_a_statement_told_before_and_hangs_on_the_interaction_alone() -> None:
+    plan = LessonPlan(TOKENIZER, replace(CONFIG, replays=2))
+    told = {"You were born in Lisbon.", "Your dog is called Pickle.", "He is brown.", "You play the cello."}
+
+    replayed = [plan.replays(f"{number}", LINES) for number in range(40)]
+
+    assert replayed == [plan.replays(f"{number}", LINES) for number in range(40)]
+    answers = ["".join(char for char, _ in taught([lesson])).strip("|") for lessons in replayed for lesson in lessons]
+    assert set(answers) == told
+    assert {len(lessons) for lessons in replayed} == {1, 2}, "a question is not replayed"
+    assert {weight for lessons in replayed for lesson in lessons for _, weight in taught([lesson])} == {1.0}
+
+
+def test_nothing_is_replayed_when_nothing_was_told_or_replay_is_off() -> None:
+    assert LessonPlan(TOKENIZER, replace(CONFIG, replays=3)).replays("1", []) == []
+    assert LessonPlan(TOKENIZER, replace(CONFIG, replays=0)).replays("1", LINES) == []

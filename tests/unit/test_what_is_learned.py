@@ -18,7 +18,7 @@ from siltstone.model.levels import DELTA, MAX_SURPRISE, LevelConfig, LevelCounte
 from siltstone.values import Interaction, InteractionKind
 
 ANSWER_WEIGHT = 0.25
-LESSONS = LessonConfig(answer_weight=ANSWER_WEIGHT, praise_weight=2.0, blame_weight=1.0, rehearsals=0)
+LESSONS = LessonConfig(answer_weight=ANSWER_WEIGHT, praise_weight=2.0, blame_weight=1.0, rehearsals=0, replays=0)
 PLAIN = MemoryConfig(
     num_layers=3,
     rank=16,
@@ -155,13 +155,13 @@ def test_the_wrong_answer_of_a_correction_is_in_no_lesson() -> None:
 
 def test_a_text_absorbed_again_moves_less_each_time() -> None:
     memory, moves = WORLD.empty(), []
-    for i in range(9):
+    for i in range(12):
         later = after(tiny.interaction(f"{i}", "the boat lies at the quay in the north of town"), memory=memory)
         moves.append(movement(later, memory))
         memory = later
 
-    assert sum(moves[6:9]) < sum(moves[3:6]) < sum(moves[0:3])
-    assert sum(moves[6:9]) < 0.5 * sum(moves[0:3])
+    assert sum(moves[9:12]) < sum(moves[6:9]) < sum(moves[3:6]) < sum(moves[0:3])
+    assert sum(moves[9:12]) < 0.5 * sum(moves[0:3])
 
 
 def test_without_surprise_as_a_gate_a_text_absorbed_again_would_move_as_much() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ class LessonConfig:
     """Weight with which an answer that got a thumb down is made less likely; its step is bounded."""
     rehearsals: int = 1
     """Times each statement of the user is also learned as an answer to a cue of its own words."""
+    replays: int = 1
+    """Statements of earlier interactions, from the user's reservoir, that are rehearsed again with each new one."""
     max_sentences: int = 16
     """Statements of one interaction that are rehearsed."""
     max_lesson_tokens: int = 256
@@ -32,8 +35,10 @@ class LessonConfig:
     def __post_init__(self) -> None:
         if min(self.answer_weight, self.praise_weight, self.blame_weight) < 0:
             raise ConfigInvalid("lesson", "answer_weight, praise_weight and blame_weight: expected 0 or more")
-        if self.rehearsals < 0 or self.max_sentences < 0 or self.max_lesson_tokens < 16:
-            raise ConfigInvalid("lesson", "expected rehearsals and max_sentences >= 0, max_lesson_tokens >= 16")
+        if min(self.rehearsals, self.replays, self.max_sentences) < 0 or self.max_lesson_tokens < 16:
+            raise ConfigInvalid(
+                "lesson", "rehearsals, replays, max_sentences: expected 0 or more; max_lesson_tokens: 16"
+            )
 
 
 class LessonPlan:
@@ -67,8 +72,19 @@ class LessonPlan:
         told = [sentence for message in heard for sentence in sentences(message.text)][: config.max_sentences]
         for index, sentence in enumerate(told):
             for time in range(config.rehearsals):
-                lessons.append(self._as_recalled(sentence, f"{interaction.id}/{index}/{time}"))
+                lessons.append(self.as_recalled(sentence, f"{interaction.id}/{index}/{time}"))
         return [lesson for lesson in lessons if any(lesson.weights[1:])]
+
+    def replays(self, interaction_id: str, lines: Sequence[str]) -> list[Lesson]:
+        """Returns rehearsals of lines the user wrote before, chosen by the id of the interaction they go with.
+
+        What is learned moves the same coefficients as all that was learned before it. So a share of every interaction's
+        learning goes to something older: else the last thing said becomes the answer to everything.
+        """
+        chance = random.Random(f"{interaction_id}/replay")
+        chosen = chance.sample(lines, min(self._config.replays, len(lines)))
+        told = [(index, found) for index, line in enumerate(chosen) if (found := sentences(line))]
+        return [self.as_recalled(chance.choice(found), f"{interaction_id}/replay/{index}") for index, found in told]
 
     def _as_said(self, weighted: Sequence[tuple[Message, float]]) -> list[Lesson]:
         """Renders a conversation; the weight falls on contents (and the end of an answer), never on the template."""
@@ -89,10 +105,13 @@ class LessonPlan:
             weights += [weight if ends_answer and i == 0 else 0.0 for i in range(len(closing))]
         return self._cut(ids, weights, after_prefix=not has_system)
 
-    def _as_recalled(self, sentence: str, seed: str) -> Lesson:
-        asked = Message(Role.USER, cue(sentence, seed))
-        told = Message(Role.ASSISTANT, second_person(sentence))
-        return self._as_said([(asked, 0.0), (told, 1.0)])[0]
+    def as_recalled(self, sentence: str, seed: str) -> Lesson:
+        """Returns a statement as an answer in the second person, to a cue of some of its own words."""
+        return self.as_answered(cue(sentence, seed), second_person(sentence))
+
+    def as_answered(self, question: str, answer: str) -> Lesson:
+        """Returns an exchange of which the answer is learned; of a very long one, the beginning."""
+        return self._as_said([(Message(Role.USER, question), 0.0), (Message(Role.ASSISTANT, answer), 1.0)])[0]
 
     def _cut(self, ids: list[int], weights: list[float], after_prefix: bool) -> list[Lesson]:
         """Returns the text in lessons of bounded length; each but the first begins with the last half of a window."""

@@ -16,7 +16,7 @@ from siltstone.memory import reservoir as reservoirs
 from siltstone.memory.reservoir import Reservoir
 from siltstone.model.config import CoreConfig
 from siltstone.model.deltas import DeltaShape, Site
-from siltstone.model.levels import DELTA, NUM_BUFFERS, LevelConfig, LevelCounters, coefficients
+from siltstone.model.levels import DELTA, LevelConfig, LevelCounters, coefficients
 from siltstone.values import LevelCard, MemoryCard, UserKey
 
 _MAGIC: Final = b"SMEM"
@@ -37,16 +37,16 @@ class MemoryConfig:
     """Layers bent, counted from the last; a core with fewer is bent in all."""
     sites: tuple[Site, ...] = ("gate_up", "down")
     """Maps of an MLP that are bent."""
-    rank: int = 64
+    rank: int = 32
     """Directions of a map's input that a delta reads; a narrower core takes its width."""
     basis_damping: float = 0.1
     """Share of the mean eigenvalue added when the basis is whitened."""
-    basis_seed: int = 0
-    """Seed of the random directions of the basis."""
     guarded_directions: int = 256
     """Output directions of a bent map in which neutral text is spared; 0 guards none."""
     guard_damping: float = 0.1
     """Share of the mean eigenvalue added to the guard's."""
+    guard_seed: int = 0
+    """Seed of the words drawn from the core to see what its outputs depend on."""
     gate_nats: float = 3.0
     """Negative log-likelihood at which a token counts half as surprising, nats."""
     fast: LevelConfig = field(default_factory=lambda: LevelConfig(period_tokens=16, rate=0.6, retention=0.999))
@@ -68,14 +68,15 @@ class MemoryConfig:
     def shape_for(self, core: CoreConfig) -> DeltaShape:
         """Returns the shape of a memory over a core."""
         rank = min(self.rank, core.d_model, core.d_mlp)
-        return DeltaShape(core, min(self.num_layers, core.num_layers), self.sites, rank)
+        has_momentum = any(level.momentum for level in self.levels)
+        return DeltaShape(core, min(self.num_layers, core.num_layers), self.sites, rank, has_momentum)
 
 
 @dataclass(frozen=True, slots=True)
 class UserMemory:
     """A user's whole state. A value: absorbing makes a new one, the tensor of an old one is never written to.
 
-    Shapes: `numbers` [L, 3, N] float32 on the CPU (delta, open gradient, momentum of each level).
+    Shapes: `numbers` [L, S, N] float32 on the CPU (delta, open gradient and maybe momentum of each level).
     """
 
     owner: UserKey
@@ -92,7 +93,7 @@ class UserMemory:
     def empty(owner: UserKey, core: str, shape: DeltaShape) -> UserMemory:
         """Returns the memory of a user never met: exactly the core."""
         levels = len(LEVEL_NAMES)
-        numbers = torch.zeros(levels, NUM_BUFFERS, shape.num_coefficients)
+        numbers = torch.zeros(levels, shape.num_buffers, shape.num_coefficients)
         return UserMemory(owner, core, 0, 0, 0, LevelCounters.zero(levels), (), Reservoir(), numbers)
 
     @property
@@ -182,7 +183,7 @@ def from_blob(owner: UserKey, blob: bytes, core: str, shape: DeltaShape) -> User
         found_owner = UserKey(header["tenant"], header["user"])
         counters = _read_counters(header)
         kept = reservoirs.from_bytes(blob[at : at + reservoir_bytes])
-        expected = [len(LEVEL_NAMES), NUM_BUFFERS, shape.num_coefficients]
+        expected = [len(LEVEL_NAMES), shape.num_buffers, shape.num_coefficients]
         if found_owner != owner:
             raise SnapshotMismatch(str(owner), str(owner), str(found_owner))
         if header["core"] != core:

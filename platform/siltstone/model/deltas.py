@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import torch
 from torch import Tensor
 
 from siltstone.errors import ConfigInvalid
 from siltstone.model.config import CoreConfig
-from siltstone.model.core import Bend, Core, forward
+from siltstone.model.core import Bend
 
 Site = Literal["gate_up", "down"]
 SITES: Final[tuple[Site, ...]] = ("gate_up", "down")
@@ -34,12 +33,16 @@ def site_widths(config: CoreConfig, site: Site) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class DeltaShape:
-    """Which maps of a core a user bends, and at what rank: the last `num_layers` layers, at `sites`."""
+    """Which maps of a core a user bends, and at what rank: the last `num_layers` layers, at `sites`.
+
+    `has_momentum` says that a level keeps the momentum of its steps beside its delta and its open gradient.
+    """
 
     core: CoreConfig
     num_layers: int
     sites: tuple[Site, ...]
     rank: int
+    has_momentum: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_layers <= self.core.num_layers:
@@ -54,6 +57,11 @@ class DeltaShape:
     def first_layer(self) -> int:
         """The first layer that is bent; every layer below it is the core's alone."""
         return self.core.num_layers - self.num_layers
+
+    @property
+    def num_buffers(self) -> int:
+        """S: how many times N numbers a level keeps."""
+        return 3 if self.has_momentum else 2
 
     @property
     def num_coefficients(self) -> int:
@@ -92,39 +100,3 @@ def bend_with(shape: DeltaShape, basis: Basis, layers: Mapping[Site, Sequence[Te
         return y_UTO.baddbmm_(x_UTI @ basis_IR, own_URO)
 
     return bend
-
-
-def build_basis(core: Core, shape: DeltaShape, anchors_BT: Tensor, damping: float, seed: int) -> dict[Site, Tensor]:
-    """Makes the read basis from what a core's MLPs see in neutral text.
-
-    A random projection of the whitened input: with C = E[x x^T] over the anchor tokens,
-        basis = K^(-T) @ Q,  K K^T = C + damping * mean(eig C) * I,  Q random orthonormal,
-    scaled so that E[|x basis|^2] = 1. Directions in which neutral text is strong are read weakly, so that a delta
-    written for a user's words changes neutral text as little as its rank allows.
-    Shapes: anchors [B, T] token ids -> [layers, I, R] a site.
-    Source: input-side natural gradient (K-FAC, arXiv:1503.05671, the A factor only), applied to the read side once.
-    """
-    seen: dict[tuple[int, str], Tensor] = {}
-
-    def watch(index: int, site: str, x: Tensor, y: Tensor) -> Tensor:
-        if index >= shape.first_layer and site in shape.sites:
-            seen[(index, site)] = x.reshape(-1, x.shape[-1]).double()
-        return y
-
-    with torch.no_grad():
-        forward(core, anchors_BT, watch)
-    generator = torch.Generator().manual_seed(seed)
-    basis: dict[Site, Tensor] = {}
-    for site in shape.sites:
-        layers = []
-        for index in range(shape.first_layer, core.config.num_layers):
-            x = seen[(index, site)]
-            width = x.shape[1]
-            second = x.T @ x / x.shape[0]
-            second.diagonal().add_(damping * second.diagonal().mean())
-            factor = torch.linalg.cholesky(second)
-            noise = torch.randn(width, shape.rank, generator=generator, dtype=torch.float64).to(x.device)
-            read = torch.linalg.solve_triangular(factor.T, torch.linalg.qr(noise).Q, upper=True)
-            layers.append(read / (x @ read).square().sum(dim=1).mean().sqrt())
-        basis[site] = torch.stack(layers).to(core.dtype)
-    return basis

@@ -1,9 +1,10 @@
 """A user's levels: several deltas on one basis, each with its own update period.
 
-Each level keeps its coefficients, the gradient summed since its last update, and its momentum. A level moves when its
-period of tokens is full; inside a period the weights stand still, so gradients of a period add up in any order.
+Each level keeps its coefficients, the gradient summed since its last update, and, where any level has momentum, that of
+its steps. A level moves when its period of tokens is full; inside a period the weights stand still, so gradients of a
+period add up in any order.
 
-Shapes: B users of a batch, L levels, N coefficients of one level.
+Shapes: B users of a batch, L levels, S buffers of a level, N coefficients of one level.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ from siltstone.model.orthogonal import orthogonalise
 DELTA: Final = 0
 GRADIENT: Final = 1
 MOMENTUM: Final = 2
-NUM_BUFFERS: Final = 3
-"""What a level keeps, in this order: [delta, gradient, momentum]."""
+"""What a level keeps, in this order: [delta, gradient] or [delta, gradient, momentum]."""
 MAX_SURPRISE: Final = 2.0
 """Most that surprise, raised by praise, may multiply a rate with."""
 _CACHED_NUMBERS: Final = 1 << 20
@@ -108,7 +108,7 @@ def fold_in(
     then the delta is scaled back to `max_norm` if it is longer. The mean surprise, in 0 to 1, is the input-dependent
     part of the rate: what the model expected moves nothing.
     Source: CMS, NL section 7.1, Eq. 71 (sum over the chunk), with Eq. 52 as the error term.
-    Shapes: numbers [B, L, 3, N]; `learned_tokens` and `surprise` (summed over the piece's tokens) one a user.
+    Shapes: numbers [B, L, S, N]; `learned_tokens` and `surprise` (summed over the piece's tokens) one a user.
     """
     numbers_BLSN[:, :, GRADIENT] += gradient_BN[:, None]
     for level, config in enumerate(configs):
@@ -132,16 +132,14 @@ def fold_in(
 
 def _move(shape: DeltaShape, config: LevelConfig, state_BSN: Tensor, rates: list[float], guard: Guard | None) -> None:
     """Takes one step of one level of some users, in place."""
-    delta, gradient, momentum = state_BSN[:, DELTA], state_BSN[:, GRADIENT], state_BSN[:, MOMENTUM]
+    delta, gradient = state_BSN[:, DELTA], state_BSN[:, GRADIENT]
     driven = gradient
     if config.momentum:
-        driven = momentum.mul_(config.momentum).add_(gradient)
+        driven = state_BSN[:, MOMENTUM].mul_(config.momentum).add_(gradient)
     rate_B1 = torch.tensor(rates, device=delta.device, dtype=delta.dtype)[:, None]
     delta.mul_(config.retention).addcmul_(direction_of(shape, driven, guard), rate_B1)
     delta.mul_(config.max_norm / delta.norm(dim=1, keepdim=True).clamp(min=config.max_norm))
     gradient.zero_()
-    if not config.momentum:
-        momentum.zero_()
 
 
 def _rows_at_once(numbers_BLSN: Tensor) -> int:

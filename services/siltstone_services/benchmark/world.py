@@ -137,7 +137,7 @@ class World:
 
     def absorber(self) -> Absorber:
         """Returns what absorbs the interactions of `said`, each as one lesson."""
-        plan = LessonPlan(NumberTokenizer(), LessonConfig(rehearsals=0))
+        plan = LessonPlan(NumberTokenizer(), LessonConfig(rehearsals=0, replays=0))
         return Absorber(self.core, self.deltas, self.basis, plan, self.memory, ReservoirLimits(), self.guard)
 
     def memory_of(self, number: int) -> UserMemory:
