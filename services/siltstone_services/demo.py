@@ -18,6 +18,7 @@ from siltstone.errors import NotFound, Unavailable
 from siltstone.evaluation.figures import observe_origin, write_figures
 from siltstone.evaluation.office_material import NUM_SLOTS, Office, load_office
 from siltstone.values import Figure
+from siltstone_services.allocator import keep_freed_memory
 from siltstone_services.cli.later import Later
 from siltstone_services.client import SiltstoneClient
 from siltstone_services.commands.configuration import to_toml
@@ -74,6 +75,7 @@ def run_demo(quick: bool, json_path: Path | None, config: SiltstoneConfig, runs:
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise Unavailable("the demo", "its plots need matplotlib; install siltstone[demo]")
+    keep_freed_memory()
     clock = SystemClock()
     screen = DemoScreen(err(), out(), clock)
     started_s = clock.monotonic_s()

@@ -199,28 +199,31 @@ class AnswerEngine:
         if shortest < 1 or len(prompt) + longest > self.max_context:
             expected = f"1 to {self.max_context - len(prompt)} tokens"
             raise InvalidInput("answers", expected, f"{shortest} to {longest} tokens")
-        core_scores = self._score_under(prompt, continuations, None)
-        if coefficients is None:
-            return list(zip(core_scores, core_scores, strict=True))
-        return list(zip(self._score_under(prompt, continuations, coefficients), core_scores, strict=True))
-
-    def _score_under(
-        self, prompt: Sequence[int], continuations: Sequence[Sequence[int]], coefficients: Tensor | None
-    ) -> list[float]:
         device, size = self._core.device, len(self._prefix_ids)
         past = self._prefix if tuple(prompt[:size]) == self._prefix_ids and len(prompt) > size else None
+        num_states = 1 if coefficients is None else 2
         with torch.no_grad():
             first_logits = None
             if prompt:
                 ids = torch.tensor([list(prompt[size if past is not None else 0 :])], device=device)
-                x, past = forward_keeping(self._core, ids, past, self._bend([coefficients]))
+                x, past = self._read_both(ids, past, coefficients)
                 first_logits = self._core.logits(x[:, -1]).float()
-            scores: list[float] = []
-            per_step = max(1, self._config.max_prefill_tokens // max(map(len, continuations)))
+            scores: list[list[float]] = [[] for _ in range(num_states)]
+            per_step = max(1, self._config.max_prefill_tokens // (num_states * longest))
             for start in range(0, len(continuations), per_step):
-                part = continuations[start : start + per_step]
-                scores += self._score_part(part, first_logits, past, coefficients)
-        return scores
+                part = self._score_part(continuations[start : start + per_step], first_logits, past, coefficients)
+                for state, found in zip(scores, part.tolist(), strict=True):
+                    state += found
+        return list(zip(scores[-1], scores[0], strict=True))
+
+    def _read_both(
+        self, ids_BT: Tensor, past: KeyValues | None, coefficients: Tensor | None
+    ) -> tuple[Tensor, KeyValues]:
+        """Runs every row on the bare core and, where there are coefficients, again under them: [1 or 2 times B]."""
+        if coefficients is None:
+            return forward_keeping(self._core, ids_BT, past)
+        bend = self._bend([coefficients], repeat=ids_BT.shape[0])
+        return forward_keeping(self._core, ids_BT, past, bend, fork_at=self._shape.first_layer)
 
     def _score_part(
         self,
@@ -228,18 +231,18 @@ class AnswerEngine:
         first_logits: Tensor | None,
         past: KeyValues | None,
         coefficients: Tensor | None,
-    ) -> list[float]:
-        device, longest = self._core.device, max(map(len, part))
+    ) -> Tensor:
+        """Returns the log-probabilities of some continuations: [1 or 2 states, continuations]."""
+        device, longest, num_states = self._core.device, max(map(len, part)), 1 if coefficients is None else 2
         ids = torch.tensor([[*one, *[0] * (longest - len(one))] for one in part], device=device)
         real = torch.tensor([[1.0] * len(one) + [0.0] * (longest - len(one)) for one in part], device=device)
-        total = torch.zeros(len(part), device=device, dtype=torch.float64)
+        total = torch.zeros(num_states, len(part), device=device, dtype=torch.float64)
         if first_logits is not None:
-            total += F.log_softmax(first_logits, dim=-1)[0, ids[:, 0]].double()
+            total += F.log_softmax(first_logits, dim=-1)[:, ids[:, 0]].double()
         if longest > 1:
-            bend = self._bend([coefficients], repeat=len(part))
-            x, _ = forward_keeping(self._core, ids[:, :-1], past, bend)
+            x, _ = self._read_both(ids[:, :-1], past, coefficients)
             logits = self._core.logits(x).float()
-            nll = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-            total -= (nll.double() * real[:, 1:]).sum(dim=1)
-        scored: list[float] = total.tolist()
-        return scored
+            targets = ids[:, 1:].repeat(num_states, 1)
+            nll = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").view(num_states, len(part), -1)
+            total -= (nll.double() * real[:, 1:]).sum(dim=2)
+        return total

@@ -174,11 +174,16 @@ def forward(core: Core, ids_BT: Tensor, bend: Bend | None = None) -> Tensor:
 
 
 def forward_keeping(
-    core: Core, ids_BT: Tensor, past: KeyValues | None = None, bend: Bend | None = None
+    core: Core,
+    ids_BT: Tensor,
+    past: KeyValues | None = None,
+    bend: Bend | None = None,
+    fork_at: int | None = None,
 ) -> tuple[Tensor, KeyValues]:
     """Runs new tokens behind a past of the same length in every row: ([B, T, D], keys and values of past and new).
 
-    A past of one row serves every row.
+    A past of fewer rows serves equally many rows each, in order: one row serves all. With `fork_at`, the rows are there
+    twice from that layer on, first bare, then bent, so that what both have in common is computed once: [2B, T, D].
     """
     b, t = ids_BT.shape
     num_past = past.keys[0].shape[2] if past is not None else 0
@@ -188,14 +193,26 @@ def forward_keeping(
     kept = KeyValues([], [])
 
     def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rows = k.shape[0]
         if past is not None:
-            k = torch.cat([past.keys[index].expand(b, -1, -1, -1), k], dim=2)
-            v = torch.cat([past.values[index].expand(b, -1, -1, -1), v], dim=2)
+            k = torch.cat([_for_rows(past.keys[index], rows), k], dim=2)
+            v = torch.cat([_for_rows(past.values[index], rows), v], dim=2)
         kept.keys.append(k)
         kept.values.append(v)
-        return attention(q, k, v, mask)
+        return attention(q, k, v, mask if rows == b else mask.repeat(rows // b, 1, 1))
+
+    def bend_second_half(index: int, site: str, x: Tensor, y: Tensor) -> Tensor:
+        return y if bend is None else torch.cat([y[:b], bend(index, site, x[b:], y[b:])])
 
     x = core.embed(ids_BT)
     for i in range(core.config.num_layers):
-        x = core.block(i, x, rotation, attend, bend)
+        if i == fork_at:
+            x, rotation = torch.cat([x, x]), (rotation[0].repeat(2, 1, 1, 1), rotation[1].repeat(2, 1, 1, 1))
+        forked = fork_at is not None and i >= fork_at
+        x = core.block(i, x, rotation, attend, bend_second_half if forked else bend)
     return x, kept
+
+
+def _for_rows(past: Tensor, rows: int) -> Tensor:
+    held = past.shape[0]
+    return past.expand(rows, -1, -1, -1) if held in (1, rows) else past.repeat_interleave(rows // held, dim=0)
