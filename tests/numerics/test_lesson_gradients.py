@@ -157,9 +157,9 @@ def test_a_core_in_half_precision_gives_the_same_direction_in_the_memorys_own_pr
     coefficients = random_coefficients(single.shape, 1, seed=6).float()
 
     expected, found = (
-        LessonBatch(w.core, w.shape, single.basis if w is single else half.basis, [lesson], None).read_piece(
-            coefficients, [ALL], GATE_NATS
-        )
+        LessonBatch(
+            w.core, w.shape, {site: part.to(w.core.dtype) for site, part in single.basis.items()}, [lesson], None
+        ).read_piece(coefficients, [ALL], GATE_NATS)
         for w in (single, half)
     )
 

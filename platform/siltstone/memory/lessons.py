@@ -25,7 +25,7 @@ class LessonConfig:
     """Weight with which an answer that got a thumb down is made less likely; its step is bounded."""
     rehearsals: int = 1
     """Times each statement of the user is also learned as an answer to a cue of its own words."""
-    replays: int = 1
+    replays: int = 2
     """Statements of earlier interactions, from the user's reservoir, that are rehearsed again with each new one."""
     max_sentences: int = 16
     """Statements of one interaction that are rehearsed."""

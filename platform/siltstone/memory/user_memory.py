@@ -49,7 +49,7 @@ class MemoryConfig:
     """Seed of the words drawn from the core to see what its outputs depend on."""
     gate_nats: float = 3.0
     """Negative log-likelihood at which a token counts half as surprising, nats."""
-    fast: LevelConfig = field(default_factory=lambda: LevelConfig(period_tokens=16, rate=0.6, retention=0.999))
+    fast: LevelConfig = field(default_factory=lambda: LevelConfig(period_tokens=16, rate=0.35, retention=0.999))
     """The level that moves first, and lets go of what is not said again."""
     mid: LevelConfig = field(default_factory=lambda: LevelConfig(period_tokens=64, rate=0.6))
     """The level that moves once over several things said, and keeps them."""

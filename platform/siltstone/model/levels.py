@@ -43,7 +43,7 @@ class LevelConfig:
     """Share of the last direction kept in the next, 0 to below 1."""
     retention: float = 1.0
     """Share of the delta that outlives an update, above 0 to 1: 1 forgets nothing."""
-    max_norm: float = 60.0
+    max_norm: float = 90.0
     """Bound on the Frobenius norm of the whole delta."""
 
     def __post_init__(self) -> None:
