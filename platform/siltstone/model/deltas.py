@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import torch
 from torch import Tensor
 
 from siltstone.errors import ConfigInvalid
@@ -82,6 +83,32 @@ class DeltaShape:
 
 Basis = Mapping[Site, Tensor]
 """The read basis of every bent layer, one tensor a site: [layers, I, R]."""
+
+
+def bend_packed(
+    shape: DeltaShape, basis: Basis, layers: Mapping[Site, Sequence[Tensor]], num_tokens: Sequence[int]
+) -> Bend:
+    """Returns the deltas of a batch whose tokens stand one user's behind another's, without padding, in one row.
+
+    The first `num_tokens[0]` are the first user's, and so on. Shapes: as for `bend_with`; inputs are [1, N, I].
+    """
+    first = shape.first_layer
+    pairs = {str(site): list(zip(basis[site].unbind(0), own, strict=True)) for site, own in layers.items()}
+    are_equal = len(set(num_tokens)) == 1
+
+    def bend(index: int, site: str, x_1NI: Tensor, y_1NO: Tensor) -> Tensor:
+        if index < first or site not in pairs:
+            return y_1NO
+        basis_IR, own_URO = pairs[site][index - first]
+        read_NR = x_1NI[0] @ basis_IR
+        if are_equal:
+            read_UTR = read_NR.view(len(num_tokens), num_tokens[0], -1)
+            y_1NO.view(len(num_tokens), num_tokens[0], -1).baddbmm_(read_UTR, own_URO)
+            return y_1NO
+        parts = zip(read_NR.split(list(num_tokens)), own_URO.unbind(0), strict=True)
+        return y_1NO.add_(torch.cat([read @ own for read, own in parts]))
+
+    return bend
 
 
 def bend_with(shape: DeltaShape, basis: Basis, layers: Mapping[Site, Sequence[Tensor]]) -> Bend:

@@ -5,7 +5,8 @@ user's fastest level moves, so that within a piece no weight changes. The layers
 on the user: they are run once for a whole lesson, without gradient. Keys and values of earlier pieces are kept as they
 were computed (back-propagation is cut there).
 
-Shapes: B users, T tokens of the longest lesson, P tokens of the shared prefix, W tokens of the widest piece, D width.
+Shapes: B users, T tokens of the longest lesson, P tokens of the shared prefix, W tokens of the widest piece, N tokens
+of all pieces together, D width.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from siltstone.model.core import Core, KeyValues, attention, causal_mask
-from siltstone.model.deltas import Basis, DeltaShape, Site, bend_with
+from siltstone.model.deltas import Basis, DeltaShape, Site, bend_packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +133,16 @@ class LessonBatch:
         starts, ends = self._at, self._ends(room)
         width = max(end - start for start, end in zip(starts, ends, strict=True))
         start_B = torch.tensor(starts, device=device)
-        end_B = torch.tensor(ends, device=device)
-        index_BW = start_B[:, None] + torch.arange(width, device=device)
-        is_real_BW = index_BW < end_B[:, None]
-        index_BW = index_BW.clamp(max=self._targets_BT.shape[1] - 1)
-        rows = torch.arange(size, device=device)[:, None]
-        x = self._hidden_BTD[rows, index_BW]
+        is_real_BW = torch.arange(width, device=device) < torch.tensor(ends, device=device)[:, None] - start_B[:, None]
+        # On a processor the tokens are packed: what only fills rows up would cost as much as what is learned. A GPU has
+        # more use for few large products than for few tokens.
+        is_held_BW = is_real_BW if device.type == "cpu" else torch.ones_like(is_real_BW)
+        row_N, column_N = is_held_BW.nonzero(as_tuple=True)
+        at_N = (start_B[row_N] + column_N).clamp(max=self._targets_BT.shape[1] - 1)
+        is_real_N = is_real_BW[row_N, column_N]
+        x = self._hidden_BTD[row_N, at_N][None]
         cos, sin = self._rotation
-        rotation = (cos[rows, 0, index_BW].unsqueeze(1), sin[rows, 0, index_BW].unsqueeze(1))
+        rotation = (cos[row_N, 0, at_N][None, None], sin[row_N, 0, at_N][None, None])
         # Behind what the farthest lesson has read, no key is set yet.
         num_past = self._num_prefix + max(starts)
         mask = causal_mask(start_B + self._num_prefix, width, num_past)
@@ -147,27 +150,36 @@ class LessonBatch:
             site: [layer.detach().requires_grad_() for layer in layers.unbind(1)]
             for site, layers in self.shape.split(coefficients_BN.to(self.core.dtype)).items()
         }
-        fresh: list[tuple[Tensor, Tensor]] = []
+        place_N = at_N[is_real_N] + self._num_prefix
+
+        def unpack(packed_1HNC: Tensor) -> Tensor:
+            _, heads, _, channels = packed_1HNC.shape
+            filled = packed_1HNC.new_zeros(size, width, heads, channels)
+            return filled.index_put((row_N, column_N), packed_1HNC[0].transpose(0, 1)).transpose(1, 2)
 
         def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             j = index - self.shape.first_layer
-            fresh.append((k.detach(), v.detach()))
+            keys, values = unpack(k), unpack(v)
             if num_past:
-                k = torch.cat([self._keys[j][:, :, :num_past], k], dim=2)
-                v = torch.cat([self._values[j][:, :, :num_past], v], dim=2)
-            return attention(q, k, v, mask)
+                keys = torch.cat([self._keys[j][:, :, :num_past], keys], dim=2)
+                values = torch.cat([self._values[j][:, :, :num_past], values], dim=2)
+            mixed = attention(unpack(q), keys, values, mask)
+            # Later pieces look for them here; this piece has read what it needs of the past into tensors of its own.
+            for kept, new in ((self._keys[j], k), (self._values[j], v)):
+                kept[row_N[is_real_N], :, place_N] = new.detach()[0].transpose(0, 1)[is_real_N]
+            return mixed.transpose(1, 2)[row_N, column_N].transpose(0, 1)[None]
 
-        weights_BW = torch.where(is_real_BW, self._weights_BT[rows, index_BW], 0.0)
-        is_target_BW = weights_BW != 0
-        bend = bend_with(self.shape, self.basis, leaves)
+        weights_N = torch.where(is_real_N, self._weights_BT[row_N, at_N], 0.0)
+        is_target_N = weights_N != 0
+        bend = bend_packed(self.shape, self.basis, leaves, is_held_BW.sum(dim=1).tolist())
         with torch.enable_grad():
             for index in range(self.shape.first_layer, self.core.config.num_layers):
                 x = self.core.block(index, x, rotation, attend, bend)
-            logits = self.core.logits(x[is_target_BW])
+            logits = self.core.logits(x[0, is_target_N])
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            target = self._targets_BT[rows, index_BW][is_target_BW]
+            target = self._targets_BT[row_N, at_N][is_target_N]
             nll = F.cross_entropy(logits, target, reduction="none")
-            weight = weights_BW[is_target_BW]
+            weight = weights_N[is_target_N]
             gate = surprise_of(nll.detach(), gate_nats)
             loss = (weight.clamp(min=0) * gate * nll).sum()
             blamed = weight < 0
@@ -180,10 +192,9 @@ class LessonBatch:
                 else [torch.zeros_like(leaf) for leaf in flat_leaves]
             )
         gradient_BN = torch.cat([gradient.reshape(size, -1) for gradient in gradients], dim=1).to(coefficients_BN.dtype)
-        self._keep(fresh, index_BW, is_real_BW)
         self._at = ends
 
-        owner = rows.expand(size, width)[is_target_BW]
+        owner = row_N[is_target_N]
         # What is to become less likely surprises by how likely it is.
         felt = torch.where(weight > 0, gate * weight, -weight * torch.exp(-nll.detach()))
         sums = torch.zeros(3, size, device=device, dtype=torch.float64)
@@ -192,11 +203,3 @@ class LessonBatch:
         sums[2].index_add_(0, owner, nll.detach().double())
         learned, felt_sum, nats = sums.tolist()
         return PieceResult(gradient_BN, [int(n) for n in learned], felt_sum, nats)
-
-    def _keep(self, fresh: list[tuple[Tensor, Tensor]], index_BW: Tensor, is_real_BW: Tensor) -> None:
-        """Puts a piece's keys and values where later pieces look for them."""
-        row, column = is_real_BW.nonzero(as_tuple=True)
-        place = index_BW[row, column] + self._num_prefix
-        for j, (k, v) in enumerate(fresh):
-            self._keys[j][row, :, place] = k[row, :, column]
-            self._values[j][row, :, place] = v[row, :, column]
