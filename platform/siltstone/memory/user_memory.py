@@ -41,7 +41,7 @@ class MemoryConfig:
     """Directions of a map's input that a delta reads; a narrower core takes its width."""
     basis_damping: float = 0.1
     """Share of the mean eigenvalue added when the basis is whitened."""
-    guarded_directions: int = 256
+    guarded_directions: int = 128
     """Output directions of a bent map in which neutral text is spared; 0 guards none."""
     guard_damping: float = 0.1
     """Share of the mean eigenvalue added to the guard's."""
