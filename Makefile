@@ -62,8 +62,8 @@ setup-dev: ## make .venv with what is needed to run, test and build
 	$(call install,dev,.venv/installed-dev)
 
 demo: setup ## twelve users teach one model about themselves, then ask it; report under runs/
-	@echo "demo: siltstone demo"
-	$(BIN)/siltstone demo
+	@echo "demo: siltstone --set engine.dtype=auto demo"
+	$(BIN)/siltstone --set engine.dtype=auto demo
 
 bench: setup ## the wake benchmark
 	@echo "bench: siltstone bench wake"

@@ -122,7 +122,8 @@ def world(
     shape = config.shape_for(core)
     anchors = torch.randint(0, core.vocab_size, (4, 48), generator=torch.Generator().manual_seed(8)).to(device)
     plan = LessonPlan(CharTokenizer(), lessons or LessonConfig())
-    basis = build_basis(built, shape, anchors, neutral_lessons(plan), None, config.basis_damping)
+    built_basis = build_basis(built, shape, anchors, neutral_lessons(plan), None, config.basis_damping)
+    basis = {site: part.to(dtype) for site, part in built_basis.items()}
     return World(built, shape, basis, plan, config, limits or ReservoirLimits())
 
 

@@ -44,6 +44,7 @@ from siltstone.values import (
     UserKey,
 )
 from siltstone_services.learning import lesson_plan, prepare_ground
+from siltstone_services.precision import dtype_for
 from siltstone_services.prompts import recall_lines, render_prompt, render_scored
 from siltstone_services.streams import Piece, Stream, Streams
 from siltstone_services.worker import Worker
@@ -94,7 +95,8 @@ class EmbeddedHost:
     def _open(self) -> None:
         engine = self._config.engine
         torch.set_num_threads(engine.num_threads or os.cpu_count() or 1)
-        core = Core(self._loaded.config, self._loaded.tensors, engine.device)
+        dtype = dtype_for(engine.dtype, engine.device)
+        core = Core(self._loaded.config, self._loaded.tensors, engine.device, dtype)
         memory = self._config.memory
         shape = memory.shape_for(core.config)
         plan = lesson_plan(self._tokenizer, core, self._config.lessons)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from siltstone.model.core import Bend, Core, KeyValues, forward_keeping
 from siltstone.model.deltas import Basis, DeltaShape, bend_with
 from siltstone.values import FinishReason, Sampling
 
+Precision = Literal["float32", "bfloat16", "auto"]
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -24,6 +27,8 @@ class EngineConfig:
 
     device: str = "cpu"
     """Where the core and the batch live: cpu, cuda, cuda:1."""
+    dtype: Precision = "float32"
+    """What the core computes in; auto takes bfloat16 where the device multiplies it faster. Memories stay float32."""
     num_threads: int = 0
     """Threads of one matrix product on the CPU; 0 takes the processors there are."""
     max_answers: int = 64

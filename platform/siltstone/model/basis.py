@@ -93,7 +93,7 @@ def build_basis(
             leading = torch.linalg.eigh((contrast + contrast.T) / 2).eigenvectors[:, -shape.rank :]
             read = torch.linalg.solve_triangular(factor.T, leading, upper=True)
             layers.append(read / (read.T @ wanted @ read).trace().sqrt())
-        basis[site] = torch.stack(layers).to(core.dtype)
+        basis[site] = torch.stack(layers).float()
     return basis
 
 
