@@ -21,11 +21,16 @@ _log = logging.getLogger(__name__)
 
 Command = Callable[[], None]
 
+_GATHER_SHARE = 0.02
+"""Part of a round's time that is spent on waiting for more users to share the next one: after long rounds the few who
+have waited for this one would otherwise go on apart from the many whom it has just answered."""
+
 
 @dataclass(slots=True)
 class _RoundUnderWay:
     taken: Round
     steps: Iterator[Step]
+    started_s: float
     is_absorbed: bool = False
 
 
@@ -90,9 +95,10 @@ class Worker:
             self._wait_for_more()
         self._may_have_records = True
 
-    def _wait_for_more(self) -> None:
+    def _wait_for_more(self, round_s: float = 0.0) -> None:
         """Puts the next round off a little: who writes at the same moment shares it, and its one backward."""
-        self._absorb_at_s = max(self._absorb_at_s, time.monotonic() + self._config.gather_wait_s)
+        wait_s = max(self._config.gather_wait_s, _GATHER_SHARE * round_s)
+        self._absorb_at_s = max(self._absorb_at_s, time.monotonic() + wait_s)
 
     def _run(self) -> None:
         try:
@@ -155,7 +161,7 @@ class Worker:
             if taken is None:
                 self._may_have_records = False
                 return
-            self._round = _RoundUnderWay(taken, self._shard.absorb(taken))
+            self._round = _RoundUnderWay(taken, self._shard.absorb(taken), time.monotonic())
             return
         under_way = self._round
         if not under_way.is_absorbed:
@@ -167,7 +173,7 @@ class Worker:
                 _log.info("absorbing goes on", extra={"what": self._trouble.what})
                 self._trouble = None
             # Who waited for this round often writes again at once.
-            self._wait_for_more()
+            self._wait_for_more(time.monotonic() - under_way.started_s)
             self._on_commit()
 
     def _pause(self, error: Unavailable) -> None:

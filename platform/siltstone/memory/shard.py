@@ -30,7 +30,7 @@ class ShardConfig:
     max_round_interactions: int = 128
     """Interactions absorbed between two commits."""
     gather_wait_s: float = 0.03
-    """Seconds an idle shard waits for more users to share its round, once a first record has come."""
+    """Seconds a shard waits, at least, for more users to share a round: once a record has come, and between rounds."""
     max_lag_interactions: int = 4096
     """Interactions that may wait to be absorbed; more are refused."""
     retry_after_s: float = 2.0

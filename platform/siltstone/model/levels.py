@@ -110,36 +110,48 @@ def fold_in(
     Source: CMS, NL section 7.1, Eq. 71 (sum over the chunk), with Eq. 52 as the error term.
     Shapes: numbers [B, L, S, N]; `learned_tokens` and `surprise` (summed over the piece's tokens) one a user.
     """
-    numbers_BLSN[:, :, GRADIENT] += gradient_BN[:, None]
     for level, config in enumerate(configs):
-        due = []
+        summed_BN, due = numbers_BLSN[:, level, GRADIENT], []
+        was_open = any(counter.open_tokens[level] for counter in counters)
         for row, counter in enumerate(counters):
             counter.open_tokens[level] += learned_tokens[row]
             counter.open_surprise[level] += surprise[row]
             if counter.open_tokens[level] >= config.period_tokens:
                 due.append(row)
+        # Where everybody's period is this very piece, its gradient is the sum, and need not be written down first.
+        is_whole = len(due) == len(counters) and not was_open
+        if not is_whole:
+            summed_BN += gradient_BN
+        driven_BN = gradient_BN if is_whole else summed_BN
         for start, end in _spans(due, _rows_at_once(numbers_BLSN)):
             rates = [
                 config.rate * min(MAX_SURPRISE, counter.open_surprise[level] / counter.open_tokens[level])
                 for counter in counters[start:end]
             ]
-            _move(shape, config, numbers_BLSN[start:end, level], rates, guard)
+            _move(shape, config, numbers_BLSN[start:end, level], driven_BN[start:end], rates, guard)
+            if not is_whole:
+                summed_BN[start:end].zero_()
         for row in due:
             counters[row].num_updates[level] += 1
             counters[row].open_tokens[level] = 0
             counters[row].open_surprise[level] = 0.0
 
 
-def _move(shape: DeltaShape, config: LevelConfig, state_BSN: Tensor, rates: list[float], guard: Guard | None) -> None:
-    """Takes one step of one level of some users, in place."""
-    delta, gradient = state_BSN[:, DELTA], state_BSN[:, GRADIENT]
-    driven = gradient
+def _move(
+    shape: DeltaShape,
+    config: LevelConfig,
+    state_BSN: Tensor,
+    summed_BN: Tensor,
+    rates: list[float],
+    guard: Guard | None,
+) -> None:
+    """Takes one step of one level of some users along the gradient summed over their period, in place."""
+    delta, driven = state_BSN[:, DELTA], summed_BN
     if config.momentum:
-        driven = state_BSN[:, MOMENTUM].mul_(config.momentum).add_(gradient)
+        driven = state_BSN[:, MOMENTUM].mul_(config.momentum).add_(summed_BN)
     rate_B1 = torch.tensor(rates, device=delta.device, dtype=delta.dtype)[:, None]
     delta.mul_(config.retention).addcmul_(direction_of(shape, driven, guard), rate_B1)
     delta.mul_(config.max_norm / delta.norm(dim=1, keepdim=True).clamp(min=config.max_norm))
-    gradient.zero_()
 
 
 def _rows_at_once(numbers_BLSN: Tensor) -> int:
