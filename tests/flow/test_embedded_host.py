@@ -413,3 +413,20 @@ def test_users_of_one_name_in_two_tenants_are_two() -> None:
     assert UserKey("office", "ada") != UserKey("depot", "ada")
     with pytest.raises(ConfigInvalid, match="max_round_interactions"):
         tiny_config(Path("nowhere"), {"shard.max_round_interactions": 0})
+
+
+async def test_a_memory_learned_in_one_precision_answers_and_learns_on_in_the_other(home: Path) -> None:
+    async with open_host(home) as host:
+        await teach(host, said(ADA, "a1", LINES[0]), said(ADA, "a2", LINES[1]))
+        single = await scores(host, ADA)
+    async with open_host(home, {"engine.dtype": "bfloat16"}) as host:
+        half = await scores(host, ADA)
+        assert (await host.memory(ADA)).num_interactions == 2
+        assert all(user != core for user, core in half), "the memory bends the core in this precision too"
+        for (user, core), (expected_user, expected_core) in zip(half, single, strict=True):
+            assert (user, core) != (expected_user, expected_core)
+            assert user - core == pytest.approx(expected_user - expected_core, rel=0.1, abs=0.2)
+        await teach(host, said(ADA, "a3", LINES[2]))
+        assert (await answer(host, asking(ADA, "Where are the keys?")))[1].num_answer_tokens > 0
+    async with open_host(home) as host:
+        assert (await host.memory(ADA)).num_interactions == 3
