@@ -16,7 +16,7 @@ from siltstone.evaluation.office_material import Office, load_office
 from siltstone.memory.lessons import LessonConfig, LessonPlan
 from siltstone.memory.restate import sentences
 from siltstone.model.basis import build_basis
-from siltstone.model.core import Core, forward_keeping
+from siltstone.model.core import Core, read_prefix
 from siltstone.model.deltas import Basis, DeltaShape
 from siltstone.model.guard import Guard, SiteGuard, build_guard
 from siltstone.model.lesson import Lesson
@@ -68,10 +68,7 @@ def prepare_ground(
         rows = [loaded.tokenizer.encode(passage)[:longest] for passage in passages]
         shortest = min(map(len, rows))
         anchors = torch.tensor([row[:shortest] for row in rows], device=core.device)
-        prefix = None
-        if plan.prefix_ids:
-            with torch.no_grad():
-                _, prefix = forward_keeping(core, torch.tensor([plan.prefix_ids], device=core.device))
+        prefix = read_prefix(core, plan.prefix_ids)
         basis = build_basis(core, shape, anchors, lessons, prefix, memory.basis_damping)
         parts: dict[str, torch.Tensor] = dict(basis.items())
         if memory.guarded_directions:

@@ -11,7 +11,7 @@ from siltstone.memory.learner import Learner
 from siltstone.memory.lessons import LessonPlan
 from siltstone.memory.reservoir import ReservoirLimits
 from siltstone.memory.user_memory import MemoryConfig, UserMemory
-from siltstone.model.core import Core, KeyValues, forward_keeping
+from siltstone.model.core import Core, KeyValues, read_prefix
 from siltstone.model.deltas import Basis, DeltaShape
 from siltstone.model.guard import Guard
 from siltstone.model.lesson import LessonBatch
@@ -42,10 +42,7 @@ class Absorber:
     ) -> None:
         self._core, self._shape, self._basis = core, shape, basis
         self._plan, self._config, self._limits, self._guard = plan, config, limits, guard
-        self._prefix: KeyValues | None = None
-        if plan.prefix_ids:
-            with torch.no_grad():
-                _, self._prefix = forward_keeping(core, torch.tensor([plan.prefix_ids], device=core.device))
+        self._prefix = read_prefix(core, plan.prefix_ids)
 
     @property
     def prefix(self) -> KeyValues | None:

@@ -6,7 +6,7 @@ G query heads to a key head, C channels of a head, V vocabulary, R rank of a del
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -211,6 +211,14 @@ def forward_keeping(
         forked = fork_at is not None and i >= fork_at
         x = core.block(i, x, rotation, attend, bend_second_half if forked else bend)
     return x, kept
+
+
+def read_prefix(core: Core, prefix_ids: Sequence[int]) -> KeyValues | None:
+    """Returns the keys and values of what conversations begin with, as the bare core computes them; None of nothing."""
+    if not prefix_ids:
+        return None
+    with torch.no_grad():
+        return forward_keeping(core, torch.tensor([list(prefix_ids)], device=core.device))[1]
 
 
 def _for_rows(past: Tensor, rows: int) -> Tensor:

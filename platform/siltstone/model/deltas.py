@@ -93,7 +93,7 @@ def bend_packed(
     The first `num_tokens[0]` are the first user's, and so on. Shapes: as for `bend_with`; inputs are [1, N, I].
     """
     first = shape.first_layer
-    pairs = {str(site): list(zip(basis[site].unbind(0), own, strict=True)) for site, own in layers.items()}
+    pairs = _pairs(basis, layers)
     are_equal = len(set(num_tokens)) == 1
 
     def bend(index: int, site: str, x_1NI: Tensor, y_1NO: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def bend_with(shape: DeltaShape, basis: Basis, layers: Mapping[Site, Sequence[Te
     Row u of a block's input is bent by user u. Shapes: `layers[site][j]` is [U, R, O] for bent layer j.
     """
     first = shape.first_layer
-    pairs = {str(site): list(zip(basis[site].unbind(0), own, strict=True)) for site, own in layers.items()}
+    pairs = _pairs(basis, layers)
 
     def bend(index: int, site: str, x_UTI: Tensor, y_UTO: Tensor) -> Tensor:
         if index < first or site not in pairs:
@@ -127,3 +127,8 @@ def bend_with(shape: DeltaShape, basis: Basis, layers: Mapping[Site, Sequence[Te
         return y_UTO.baddbmm_(x_UTI @ basis_IR, own_URO)
 
     return bend
+
+
+def _pairs(basis: Basis, layers: Mapping[Site, Sequence[Tensor]]) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """Returns the read basis and the users' coefficients of every bent layer, side by side, by site."""
+    return {str(site): list(zip(basis[site].unbind(0), own, strict=True)) for site, own in layers.items()}

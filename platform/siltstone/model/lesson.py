@@ -150,7 +150,7 @@ class LessonBatch:
             site: [layer.detach().requires_grad_() for layer in layers.unbind(1)]
             for site, layers in self.shape.split(coefficients_BN.to(self.core.dtype)).items()
         }
-        place_N = at_N[is_real_N] + self._num_prefix
+        kept_row_N, place_N = row_N[is_real_N], at_N[is_real_N] + self._num_prefix
 
         def unpack(packed_1HNC: Tensor) -> Tensor:
             _, heads, _, channels = packed_1HNC.shape
@@ -166,7 +166,7 @@ class LessonBatch:
             mixed = attention(unpack(q), keys, values, mask)
             # Later pieces look for them here; this piece has read what it needs of the past into tensors of its own.
             for kept, new in ((self._keys[j], k), (self._values[j], v)):
-                kept[row_N[is_real_N], :, place_N] = new.detach()[0].transpose(0, 1)[is_real_N]
+                kept[kept_row_N, :, place_N] = new.detach()[0].transpose(0, 1)[is_real_N]
             return mixed.transpose(1, 2)[row_N, column_N].transpose(0, 1)[None]
 
         weights_N = torch.where(is_real_N, self._weights_BT[row_N, at_N], 0.0)
