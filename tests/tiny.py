@@ -10,6 +10,7 @@ import torch
 
 from siltstone.adapters.imported_core import tensor_shapes
 from siltstone.memory.absorber import Absorber, Step
+from siltstone.memory.crew import Crew
 from siltstone.memory.lessons import LessonConfig, LessonPlan
 from siltstone.memory.reservoir import ReservoirLimits
 from siltstone.memory.user_memory import MemoryConfig, UserMemory
@@ -93,8 +94,8 @@ class World:
     config: MemoryConfig
     limits: ReservoirLimits
 
-    def absorber(self, kind: type[Absorber] = Absorber) -> Absorber:
-        return kind(self.core, self.shape, self.basis, self.plan, self.config, self.limits)
+    def absorber(self, kind: type[Absorber] = Absorber, crew: Crew | None = None) -> Absorber:
+        return kind(self.core, self.shape, self.basis, self.plan, self.config, self.limits, crew=crew)
 
     def empty(self, user: str = "ada") -> UserMemory:
         return UserMemory.empty(UserKey("office", user), CORE_VERSION, self.shape)

@@ -21,6 +21,7 @@ from siltstone.inference.rows import Answer
 from siltstone.journal.admit import Refusal, admit
 from siltstone.journal.partition import partition_of
 from siltstone.memory.absorber import Absorber
+from siltstone.memory.crew import Crew
 from siltstone.memory.shard import Damage, Shard, lag_of, partitions_past
 from siltstone.model.core import Core
 from siltstone.ports import Clock, Journal, SnapshotStore, TextRecall
@@ -94,7 +95,8 @@ class EmbeddedHost:
 
     def _open(self) -> None:
         engine = self._config.engine
-        torch.set_num_threads(engine.num_threads or os.cpu_count() or 1)
+        num_threads = engine.num_threads or os.cpu_count() or 1
+        torch.set_num_threads(num_threads)
         dtype = dtype_for(engine.dtype, engine.device)
         core = Core(self._loaded.config, self._loaded.tensors, engine.device, dtype)
         memory = self._config.memory
@@ -102,7 +104,9 @@ class EmbeddedHost:
         plan = lesson_plan(self._tokenizer, core, self._config.lessons)
         ground = prepare_ground(self._loaded, core, shape, plan, self._config)
         basis, self.version = ground.basis, ground.version
-        absorber = Absorber(core, shape, basis, plan, memory, self._config.reservoir, ground.guard)
+        # A GPU computes for all users at once; a processor has threads that can each take a part of them.
+        crew = Crew(num_threads if core.device.type == "cpu" else 1)
+        absorber = Absorber(core, shape, basis, plan, memory, self._config.reservoir, ground.guard, crew)
         holder = uuid.uuid4().hex
         self._num_partitions = len(self._journal.end_positions())
         leases = {partition: self._store.acquire(partition, holder) for partition in range(self._num_partitions)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from siltstone.evaluation.figures import observe_origin, read_figures, write_fig
 from siltstone.inference.rows import Rows
 from siltstone.memory.user_memory import MemoryConfig
 from siltstone.model.config import CoreConfig
-from siltstone.model.lesson import LessonBatch, PieceResult
+from siltstone.model.lesson import LessonReader, PieceResult, Span
 from siltstone.values import Snapshot
 from siltstone_services import bench
 from siltstone_services.benchmark.decode import check_decode, run_decode
@@ -58,12 +59,14 @@ class RowsWithoutDeltas(Rows):
         return super().decode()
 
 
-class LessonsOfTheNeighbour(LessonBatch):
+class LessonsOfTheNeighbour(LessonReader):
     """Hands every user the next one's gradient."""
 
-    def read_piece(self, coefficients_BN: torch.Tensor, room: list[int], gate_nats: float) -> PieceResult:
-        piece = super().read_piece(coefficients_BN, room, gate_nats)
-        return PieceResult(piece.gradient_BN.roll(1, dims=0), piece.learned_tokens, piece.surprise, piece.nats)
+    def read_piece(
+        self, coefficients_BN: torch.Tensor, users: Sequence[int], spans: Sequence[Sequence[Span]], gate_nats: float
+    ) -> PieceResult:
+        piece = super().read_piece(coefficients_BN, users, spans, gate_nats)
+        return replace(piece, gradient_BN=piece.gradient_BN.roll(1, dims=0))
 
 
 class Lazy(Stored):
@@ -110,7 +113,7 @@ def test_learning_is_checked_and_then_timed_against_the_limit_and_a_peer(world: 
 
 
 def test_wrong_learning_is_not_timed(world: World) -> None:
-    outcome = run_update(world, 3, rounds=2, say=silent, lessons=LessonsOfTheNeighbour)
+    outcome = run_update(world, 3, rounds=2, say=silent, reader=LessonsOfTheNeighbour)
 
     assert "measured slope" in outcome.refusal
     assert outcome.readings == ()

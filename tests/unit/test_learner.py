@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import tiny
 
 from siltstone.memory.learner import Learner
@@ -14,14 +15,18 @@ WORLD = tiny.world(lessons=LessonConfig(rehearsals=0, replays=1))
 SAID = [tiny.interaction(f"{n}", text) for n, text in enumerate(["I live in Ulm.", "My dog is Pip.", "I bake bread."])]
 
 
-def read(said: list[Interaction], memory: UserMemory, nats: float = 1.0) -> tuple[UserMemory, list[str]]:
-    """Learns to the end; returns the new memory and what every lesson said."""
+def read(
+    said: list[Interaction], memory: UserMemory, nats: float = 1.0, room: int = 10**9
+) -> tuple[UserMemory, list[str]]:
+    """Learns to the end, `nats` a token of a conversation; returns the new memory and what every lesson said."""
     learner = Learner(memory, said, WORLD.plan, ReservoirLimits())
     texts = []
-    while (lesson := learner.lesson) is not None:
-        texts.append("".join(char for char in tiny.CharTokenizer().decode(lesson.ids[3:])))
-        learner.has_learned(10, 10 * nats if len(texts) == 1 else 0.0)
-        learner.end_lesson()
+    while spans := learner.next_spans(room):
+        for span in spans:
+            is_told = "You" in tiny.CharTokenizer().decode(span.lesson.ids)
+            learner.has_read(span, 0.0 if is_told else nats * span.num_learned)
+            if span.is_last:
+                texts.append(tiny.CharTokenizer().decode(span.lesson.ids[3:]))
     return learner.grown(memory.numbers), texts
 
 
@@ -58,3 +63,26 @@ def test_an_interaction_without_lessons_is_absorbed_all_the_same() -> None:
     assert len(texts) == 1
     assert memory.absorbed_ids == ("blank", "0")
     assert memory.num_interactions == 2
+
+
+def test_a_piece_takes_so_many_tokens_of_as_many_lessons_as_hold_them() -> None:
+    learner = Learner(WORLD.empty(), SAID, WORLD.plan, ReservoirLimits())
+    sizes, lessons = [], []
+    while spans := learner.next_spans(7):
+        sizes.append(sum(span.num_learned for span in spans))
+        lessons.append(len(spans))
+        for span in spans:
+            learner.has_read(span, 1.0)
+
+    assert all(size == 7 for size in sizes[:-1])
+    assert max(lessons) == 2
+
+
+@pytest.mark.parametrize("room", [1, 3, 50])
+def test_what_is_learned_does_not_hang_on_the_size_of_a_piece(room: int) -> None:
+    whole, texts = read(SAID, WORLD.empty())
+    cut, texts_of_cut = read(SAID, WORLD.empty(), room=room)
+
+    assert texts_of_cut == texts
+    assert cut.position_tokens == whole.position_tokens
+    assert cut.reservoir == whole.reservoir

@@ -13,7 +13,7 @@ from siltstone.memory.lessons import LessonConfig
 from siltstone.memory.user_memory import MemoryConfig, UserMemory
 from siltstone.model.core import Core, forward
 from siltstone.model.deltas import site_widths
-from siltstone.model.lesson import Lesson, LessonBatch, PieceResult
+from siltstone.model.lesson import Lesson, LessonReader, PieceResult
 from siltstone.model.levels import DELTA, MAX_SURPRISE, LevelConfig, LevelCounters, coefficients, fold_in
 from siltstone.values import Interaction, InteractionKind
 
@@ -84,16 +84,16 @@ def test_an_answer_the_model_is_all_but_certain_of_is_unlearned_too() -> None:
     blame = Lesson(tuple(ids), (0.0,) * 3 + (-1.0,) * 8, after_prefix=False)
 
     def read(numbers: torch.Tensor) -> PieceResult:
-        batch = LessonBatch(certain, WORLD.shape, WORLD.basis, [blame], None)
-        return batch.read_piece(coefficients(numbers), [8], PLAIN.gate_nats)
+        reader = LessonReader(certain, WORLD.shape, WORLD.basis, 1)
+        return reader.read_piece(coefficients(numbers), [0], [[blame.span(0, 8)]], PLAIN.gate_nats)
 
     numbers, counters = WORLD.empty().numbers[None].clone(), [LevelCounters.zero(2)]
     before = read(numbers)
-    assert before.nats[0] < 0.01
+    assert before.nats[0][0] < 0.01
     fold_in(WORLD.shape, PLAIN.levels, numbers, counters, before.gradient_BN, before.learned_tokens, before.surprise)
 
     assert before.surprise[0] == pytest.approx(8, rel=0.01)
-    assert read(numbers).nats[0] > before.nats[0] + 1
+    assert read(numbers).nats[0][0] > before.nats[0][0] + 1
 
 
 def test_a_thumb_down_is_never_a_target() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from siltstone.memory.crew import Crew
 from siltstone.memory.learner import Learner
 from siltstone.memory.lessons import LessonPlan
 from siltstone.memory.reservoir import ReservoirLimits
@@ -14,7 +16,7 @@ from siltstone.memory.user_memory import MemoryConfig, UserMemory
 from siltstone.model.core import Core, KeyValues, read_prefix
 from siltstone.model.deltas import Basis, DeltaShape
 from siltstone.model.guard import Guard
-from siltstone.model.lesson import LessonBatch
+from siltstone.model.lesson import LessonReader, Span
 from siltstone.model.levels import coefficients, fold_in
 from siltstone.values import Interaction
 
@@ -39,8 +41,10 @@ class Absorber:
         config: MemoryConfig,
         limits: ReservoirLimits,
         guard: Guard | None = None,
+        crew: Crew | None = None,
     ) -> None:
         self._core, self._shape, self._basis = core, shape, basis
+        self._crew = crew or Crew()
         self._plan, self._config, self._limits, self._guard = plan, config, limits, guard
         self._prefix = read_prefix(core, plan.prefix_ids)
 
@@ -56,46 +60,75 @@ class Absorber:
         interaction whose id the memory already holds changes nothing. Each user's state is a function of that user's
         interactions alone: neither the other users of the batch nor its order enter it.
         """
+        parts = _deal(work, self._crew.num_threads)
+        streams = [self._absorb_together([work[index] for index in part]) for part in parts]
+        grown: dict[int, UserMemory] = {}
+        under_way = dict(enumerate(streams))
+        while under_way:
+            done = self._crew.run([partial(next, stream) for stream in under_way.values()])
+            steps = []
+            for number, result in zip(tuple(under_way), done, strict=True):
+                if isinstance(result, Step):
+                    steps.append(result)
+                else:
+                    del under_way[number]
+                    grown.update(zip(parts[number], result, strict=True))
+            if steps:
+                yield Step(sum(step.num_users for step in steps), sum(step.num_tokens for step in steps))
+        yield [grown[index] for index in range(len(work))]
+
+    def _absorb_together(
+        self, work: Sequence[tuple[UserMemory, Sequence[Interaction]]]
+    ) -> Iterator[Step | list[UserMemory]]:
+        """Absorbs as `absorb` does, in one batch on one thread."""
         learners = [Learner(memory, interactions, self._plan, self._limits) for memory, interactions in work]
         numbers = torch.stack([memory.numbers for memory, _ in work]).to(self._core.device)
-        while any(learner.lesson for learner in learners):
-            rows, batch = self._next_batch(learners)
-            reading = [learners[row] for row in rows]
-            counters = [learner.counters for learner in reading]
-            while not batch.is_done:
-                # Everybody's state is moved where it is; only a part of the users' is gathered first.
-                takes_all = len(rows) == len(learners)
-                index = torch.tensor(rows, device=numbers.device)
-                state = numbers if takes_all else numbers[index]
-                # Every level's period is a multiple of the fastest's, so no piece crosses any boundary.
-                # At least one token: a memory kept under a longer period may already be past the end of this one.
-                room = [max(1, self._config.fast.period_tokens - counter.open_tokens[0]) for counter in counters]
-                piece = batch.read_piece(coefficients(state), room, self._config.gate_nats)
-                fold_in(
-                    self._shape,
-                    self._config.levels,
-                    state,
-                    counters,
-                    piece.gradient_BN,
-                    piece.learned_tokens,
-                    piece.surprise,
-                    self._guard,
-                )
-                if not takes_all:
-                    numbers[index] = state
-                for learner, learned, nats in zip(reading, piece.learned_tokens, piece.nats, strict=True):
-                    learner.has_learned(learned, nats)
-                yield Step(len(rows), sum(piece.learned_tokens))
-            for learner in reading:
-                learner.end_lesson()
+        reader = self._reader(len(learners))
+        while waiting := self._next_spans(learners):
+            rows, spans = list(waiting), list(waiting.values())
+            piece = reader.read_piece(coefficients(numbers, rows), rows, spans, self._config.gate_nats)
+            fold_in(
+                self._shape,
+                self._config.levels,
+                numbers,
+                [learners[row].counters for row in rows],
+                piece.gradient_BN,
+                piece.learned_tokens,
+                piece.surprise,
+                self._guard,
+                rows,
+            )
+            for row, own, nats in zip(rows, spans, piece.nats, strict=True):
+                for span, nats_of_span in zip(own, nats, strict=True):
+                    learners[row].has_read(span, nats_of_span)
+            yield Step(len(rows), sum(piece.learned_tokens))
         numbers = numbers.cpu()
         yield [learner.grown(numbers[row].clone()) for row, learner in enumerate(learners)]
 
-    def _next_batch(self, learners: Sequence[Learner]) -> tuple[list[int], LessonBatch]:
-        """Takes the next lesson of every user who has one, of one kind of context."""
-        waiting = [(row, lesson) for row, learner in enumerate(learners) if (lesson := learner.lesson) is not None]
-        after_prefix = waiting[0][1].after_prefix
-        taken = [(row, lesson) for row, lesson in waiting if lesson.after_prefix == after_prefix]
-        prefix = self._prefix if after_prefix else None
-        batch = LessonBatch(self._core, self._shape, self._basis, [lesson for _, lesson in taken], prefix)
-        return [row for row, _ in taken], batch
+    def _reader(self, num_users: int) -> LessonReader:
+        return LessonReader(self._core, self._shape, self._basis, num_users, self._prefix)
+
+    def _next_spans(self, learners: Sequence[Learner]) -> dict[int, list[Span]]:
+        """Returns what every user who has something left reads in the next piece, by row.
+
+        Every level's period is a multiple of the fastest's, so no piece crosses any boundary.
+        """
+        period = self._config.fast.period_tokens
+        spans = {
+            # At least one token: a memory kept under a longer period may already be past the end of this one.
+            row: learner.next_spans(max(1, period - learner.counters.open_tokens[0]))
+            for row, learner in enumerate(learners)
+        }
+        return {row: own for row, own in spans.items() if own}
+
+
+def _deal(work: Sequence[tuple[UserMemory, Sequence[Interaction]]], num_parts: int) -> list[list[int]]:
+    """Deals the users out so that every part has about as much to read: (index into `work`) a part, none empty."""
+    sizes = [sum(len(message.text) for said in interactions for message in said.messages) for _, interactions in work]
+    parts: list[list[int]] = [[] for _ in range(min(num_parts, len(work)))]
+    loads = [0] * len(parts)
+    for index in sorted(range(len(work)), key=lambda index: (-sizes[index], index)):
+        lightest = loads.index(min(loads))
+        parts[lightest].append(index)
+        loads[lightest] += sizes[index] + 1
+    return parts

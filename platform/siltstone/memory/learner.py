@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
 from siltstone.memory.lessons import LessonPlan
 from siltstone.memory.reservoir import ReservoirLimits, add, entry_of
 from siltstone.memory.user_memory import NUM_REMEMBERED_IDS, UserMemory
-from siltstone.model.lesson import Lesson
+from siltstone.model.lesson import Lesson, Span
 from siltstone.values import Interaction
 
 
@@ -33,35 +33,55 @@ class Learner:
         self._waiting = deque(_new(memory, interactions))
         self._own: deque[Lesson] = deque()
         self._replayed: deque[Lesson] = deque()
+        self._own_of_next: deque[Lesson] | None = None
+        self._at = 0
         self._nats, self._num_learned = 0.0, 0
         self._open_next()
 
-    @property
-    def lesson(self) -> Lesson | None:
-        """The lesson to be read now; None when everything is absorbed."""
-        if self._own:
-            return self._own[0]
-        return self._replayed[0] if self._replayed else None
+    def next_spans(self, room: int) -> list[Span]:
+        """Returns what is read next: lessons, or parts of them, of `room` learned tokens together.
 
-    def has_learned(self, num_tokens: int, nats: float) -> None:
-        """Notes what a piece of the lesson gave."""
-        self._position += num_tokens
+        They are fewer only where everything is absorbed then, or where what comes next hangs on what these will show.
+        Empty when everything is absorbed.
+        """
+        spans: list[Span] = []
+        for lesson in self._known():
+            span = lesson.span(0 if spans else self._at, room)
+            spans.append(span)
+            room -= span.num_learned
+            if not room:
+                break
+        return spans
+
+    def has_read(self, span: Span, nats: float) -> None:
+        """Notes what a span has shown, and goes on behind it: in its lesson, or to the next."""
+        self._position += span.num_learned
         # How surprising an interaction was is a matter of its own words, not of those replayed with it.
         if self._own:
             self._nats += nats
-            self._num_learned += num_tokens
+            self._num_learned += span.num_learned
+        self._at = span.end
+        if span.is_last:
+            self._at = 0
+            (self._own or self._replayed).popleft()
+            if not self._own and not self._replayed:
+                self._close()
+                self._open_next()
 
-    def end_lesson(self) -> None:
-        """Goes on to the next lesson, of this interaction or of the next."""
-        (self._own or self._replayed).popleft()
-        if self.lesson is None:
-            self._close()
-            self._open_next()
+    def _known(self) -> Iterator[Lesson]:
+        """Yields the lessons that are known already: those of this interaction, and the next one's own."""
+        yield from self._own
+        yield from self._replayed
+        if len(self._waiting) > 1:
+            if self._own_of_next is None:
+                self._own_of_next = deque(self._plan.lessons(self._waiting[1]))
+            yield from self._own_of_next
 
     def _open_next(self) -> None:
-        while self._waiting and self.lesson is None:
+        while self._waiting and not self._own:
             interaction = self._waiting[0]
-            self._own.extend(self._plan.lessons(interaction))
+            self._own = deque(self._plan.lessons(interaction)) if self._own_of_next is None else self._own_of_next
+            self._own_of_next = None
             if self._own:
                 self._replayed.extend(self._plan.replays(interaction.id, self._reservoir.lines()))
             else:

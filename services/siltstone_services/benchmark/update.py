@@ -15,7 +15,7 @@ from siltstone.memory.absorber import Absorber, Step
 from siltstone.memory.user_memory import UserMemory
 from siltstone.model.core import forward
 from siltstone.model.deltas import bend_with
-from siltstone.model.lesson import Lesson, LessonBatch
+from siltstone.model.lesson import Lesson, LessonReader
 from siltstone.model.levels import DELTA
 from siltstone.values import Interaction
 from siltstone_services.benchmark.readings import Outcome, Reading, Say, Target, at_least, ratio_readings
@@ -47,7 +47,7 @@ def absorb(absorber: Absorber, work: Sequence[tuple[UserMemory, Sequence[Interac
     return done
 
 
-def check_update(world: World, lessons: type[LessonBatch] = LessonBatch, tolerance: float = 2e-3) -> str:
+def check_update(world: World, reader: type[LessonReader] = LessonReader, tolerance: float = 2e-3) -> str:
     """Says what is wrong with learning in a batch, or nothing.
 
     The gradient of every user must be the slope of that user's own loss, as plain forward passes measure it; and a
@@ -57,9 +57,9 @@ def check_update(world: World, lessons: type[LessonBatch] = LessonBatch, toleran
     ids = world.ids(users, 14)
     weights = (0.0, *[1.0] * (ids.shape[1] - 1))
     taught = [Lesson(tuple(row), weights, after_prefix=False) for row in ids.tolist()]
-    batch = lessons(world.core, world.deltas, world.basis, taught, None)
+    lessons = reader(world.core, world.deltas, world.basis, users)
     # With a gate of zero nats every token counts in full, so that the loss is the plain one.
-    piece = batch.read_piece(own, [ids.shape[1]] * users, 0.0)
+    piece = lessons.read_piece(own, range(users), [[lesson.span(0, ids.shape[1])] for lesson in taught], 0.0)
     gradient = piece.gradient_BN.double()
     towards = gradient / gradient.norm(dim=1, keepdim=True)
     width = 0.02
@@ -137,12 +137,12 @@ def run_update(
     say: Say,
     *,
     peers: dict[str, tuple[Peer, Target | None]] | None = None,
-    lessons: type[LessonBatch] = LessonBatch,
+    reader: type[LessonReader] = LessonReader,
     tolerance: float = 2e-3,
 ) -> Outcome:
     """Times one update of every user, in turns with the matrix products alone and with the peers."""
     case = f"update, {world.name}, {num_users} users x {LEARNED_TOKENS} tokens"
-    if complaint := check_update(world, lessons, tolerance):
+    if complaint := check_update(world, reader, tolerance):
         return Outcome(case, refusal=complaint)
     say(case)
     absorber, work = world.absorber(), course(world, num_users)

@@ -1,0 +1,50 @@
+"""Threads that compute side by side: users are independent of each other, so what they learn can be too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Crew:
+    """Runs independent calls at the same time, each on one thread and with one torch thread.
+
+    Torch's own threads meet at the end of every operation, thousands of times a step, and the slower one is waited for
+    each time; here they meet once a step. Measured on two cores: users absorbed in two halves side by side take half
+    the time of one batch on two torch threads, and far less when another process wants a core too.
+    """
+
+    def __init__(self, num_threads: int = 1) -> None:
+        self.num_threads = num_threads
+        self._pool = ThreadPoolExecutor(num_threads, "siltstone-crew") if num_threads > 1 else None
+
+    def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Returns what every call returns, in order. The first error is raised when all have ended."""
+        if self._pool is None or len(calls) < 2:
+            return [call() for call in calls]
+        with _one_torch_thread():
+            # A thread counts torch's threads for itself, and the matrix library counts for all: both must be told.
+            running = [self._pool.submit(_run_alone, call) for call in calls]
+            wait(running)
+        return [done.result() for done in running]
+
+
+def _run_alone(call: Callable[[], T]) -> T:
+    torch.set_num_threads(1)
+    return call()
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
