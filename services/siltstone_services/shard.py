@@ -375,11 +375,11 @@ class EmbeddedHost:
         return tuple(found)
 
     async def forget(self, owner: UserKey) -> Erasure:
-        """Erases between two steps; a round under way is dropped and the user's running answers end first."""
+        """Erases between two steps; the user's part of a round under way is left out, and running answers end first."""
 
         def run() -> Erasure:
-            # A round may hold the user's words; taken in anew, it finds them erased.
-            self._worker.drop_round()
+            # A round under way may hold the user's words: nothing of what it makes of them is kept.
+            self._worker.leave_out(owner)
             self._streams.forget(owner)
             self._recall.clear()
             had_memory, num = self._shard.forget(owner, partition_of(owner, self._num_partitions))

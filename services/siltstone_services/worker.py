@@ -16,6 +16,7 @@ from siltstone.inference.engine import AnswerEngine, Progress
 from siltstone.memory.absorber import Step
 from siltstone.memory.round import Round
 from siltstone.memory.shard import Shard, ShardConfig
+from siltstone.values import UserKey
 
 _log = logging.getLogger(__name__)
 
@@ -84,11 +85,15 @@ class Worker:
         """Says that the journal may have new records."""
         self.call(self._look)
 
-    def drop_round(self) -> None:
-        """Gives up the round under way (on the worker's thread): its records are taken in anew."""
+    def leave_out(self, owner: UserKey) -> None:
+        """Keeps a user's part of the round under way out of what it commits (on the worker's thread)."""
         if self._round is not None:
-            self._round = None
-            self._may_have_records = True
+            self._round.taken.leave_out(owner)
+
+    def _drop_round(self) -> None:
+        """Gives up the round under way: its records are taken in anew."""
+        self._round = None
+        self._may_have_records = True
 
     def _look(self) -> None:
         if not self._wants_to_absorb:
@@ -178,7 +183,7 @@ class Worker:
 
     def _pause(self, error: Unavailable) -> None:
         if self._round is not None and not self._round.is_absorbed:
-            self.drop_round()
+            self._drop_round()
         if self._trouble is None:
             _log.warning("absorbing waits", extra={"what": error.what, "reason": error.reason})
         self._trouble = error

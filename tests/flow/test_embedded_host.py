@@ -196,6 +196,35 @@ async def test_what_waits_in_the_journal_is_absorbed_after_a_start(home: Path) -
         assert (await host.memory(ADA)).num_interactions == 4
 
 
+async def test_forgetting_one_user_again_and_again_does_not_keep_the_others_from_learning(home: Path) -> None:
+    async with open_host(home) as host:
+        waiting = await host.record([said(CLEO, f"c{n}", LINES[n % 4]) for n in range(8)])
+        learned = asyncio.create_task(host.wait_absorbed(waiting))
+        num_forgotten = 0
+        async with asyncio.timeout(300):
+            while not learned.done():
+                await host.forget(ADA)
+                num_forgotten += 1
+        await learned
+        tokens = (await host.status()).absorbed_tokens
+        assert num_forgotten > 3
+    again = home / "again"
+    again.mkdir()
+    add_tiny_core(again)
+    async with open_host(again) as host:
+        await teach(host, *[said(CLEO, f"c{n}", LINES[n % 4]) for n in range(8)])
+        # Nothing was learned twice over.
+        assert (await host.status()).absorbed_tokens == tokens
+
+
+async def test_one_users_long_story_is_taken_in_over_several_rounds(home: Path) -> None:
+    async with open_host(home, {"shard.max_round_user_bytes": 1}) as host:
+        waiting = await host.record([said(ADA, f"a{n}", LINES[n % 4]) for n in range(6)])
+        await host.wait_absorbed(waiting)
+        memory = await host.memory(ADA)
+        assert (memory.num_interactions, memory.sequence) == (6, 6)
+
+
 async def test_forgetting_during_a_round_leaves_nothing_of_the_user_and_all_of_the_others(home: Path) -> None:
     async with open_host(home) as host:
         quiet = await scores(host, ADA)

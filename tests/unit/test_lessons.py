@@ -119,6 +119,17 @@ def test_a_long_text_is_learned_once_everywhere_in_lessons_of_bounded_length(len
     assert all(len(lesson.ids) <= max_tokens for lesson in lessons)
 
 
+def test_of_a_very_long_interaction_the_beginning_is_learned() -> None:
+    plan = LessonPlan(TOKENIZER, replace(CONFIG, max_lesson_tokens=32, max_interaction_tokens=100))
+    text = "".join(chr(40 + i % 80) for i in range(5_000))
+
+    lessons = plan.lessons(said(Message(Role.USER, text), kind=InteractionKind.DOCUMENT))
+
+    learned = "".join(char for char, _ in taught(lessons))
+    assert text.startswith(learned)
+    assert 100 <= len(learned) <= 132
+
+
 def test_a_statement_is_also_rehearsed_as_an_answer_and_a_question_is_not() -> None:
     plan = LessonPlan(TOKENIZER, replace(CONFIG, rehearsals=2))
     alone = Counter(taught(PLAN.lessons(said(USER))))

@@ -31,6 +31,9 @@ class LessonConfig:
     """Statements of one interaction that are rehearsed."""
     max_lesson_tokens: int = 256
     """Tokens of one lesson; longer texts become several."""
+    max_interaction_tokens: int = 1024
+    """Tokens of one interaction that are learned as they were said, rounded up to a lesson: of more, the beginning. A
+    single interaction must not keep everybody else's waiting; who has more to tell tells it in several."""
 
     def __post_init__(self) -> None:
         if min(self.answer_weight, self.praise_weight, self.blame_weight) < 0:
@@ -39,6 +42,8 @@ class LessonConfig:
             raise ConfigInvalid(
                 "lesson", "rehearsals, replays, max_sentences: expected 0 or more; max_lesson_tokens: 16"
             )
+        if self.max_interaction_tokens < 1:
+            raise ConfigInvalid("lesson", "max_interaction_tokens: expected at least 1")
 
 
 class LessonPlan:
@@ -68,12 +73,23 @@ class LessonPlan:
                 weighted.append((answer, config.praise_weight))
             else:
                 weighted.append((answer, -config.blame_weight))
-        lessons = self._as_said(weighted)
+        lessons = self._within_bound(self._as_said(weighted))
         told = [sentence for message in heard for sentence in sentences(message.text)][: config.max_sentences]
         for index, sentence in enumerate(told):
             for time in range(config.rehearsals):
                 lessons.append(self.as_recalled(sentence, f"{interaction.id}/{index}/{time}"))
         return [lesson for lesson in lessons if any(lesson.weights[1:])]
+
+    def _within_bound(self, lessons: Sequence[Lesson]) -> list[Lesson]:
+        """Returns the first lessons, as many as hold the tokens that may be learned of one interaction."""
+        kept: list[Lesson] = []
+        num_learned = 0
+        for lesson in lessons:
+            if num_learned >= self._config.max_interaction_tokens:
+                break
+            kept.append(lesson)
+            num_learned += sum(weight != 0 for weight in lesson.weights[1:])
+        return kept
 
     def replays(self, interaction_id: str, lines: Sequence[str]) -> list[Lesson]:
         """Returns rehearsals of lines the user wrote before, chosen by the id of the interaction they go with.

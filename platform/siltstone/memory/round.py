@@ -25,9 +25,12 @@ class Round:
     parked: dict[int, list[Parked]] = field(default_factory=dict)
     memories: dict[UserKey, UserMemory] = field(default_factory=dict)
     num_interactions: int = 0
+    num_bytes: dict[UserKey, int] = field(default_factory=dict)
+    left_out: set[UserKey] = field(default_factory=set)
 
     def take(self, record: JournalRecord, decided: Interaction | Parked) -> None:
         """Puts a record to those to be absorbed, or to those parked."""
+        self.num_bytes[record.owner] = self.num_bytes.get(record.owner, 0) + len(record.payload)
         if isinstance(decided, Parked):
             self.parked.setdefault(record.partition, []).append(decided)
         else:
@@ -39,6 +42,13 @@ class Round:
         if left:
             self.work[record.owner] = left
         self.parked.setdefault(record.partition, []).append(parked(record, reason, detail))
+
+    def leave_out(self, owner: UserKey) -> None:
+        """Keeps nothing of what a user brought, absorbed or not; the round goes on for the others."""
+        self.left_out.add(owner)
+        self.memories.pop(owner, None)
+        for partition, parked_there in self.parked.items():
+            self.parked[partition] = [one for one in parked_there if one.owner != owner]
 
     def park_user(self, owner: UserKey, reason: ParkReason, detail: str) -> None:
         """Parks all that a user brought; the user's memory stays as it is."""
@@ -77,6 +87,8 @@ def absorb_round(absorber: Absorber, taken: Round, memories: Sequence[UserMemory
             del taken.memories[memory.owner]
         else:
             taken.memories[memory.owner] = replace(new, sequence=memory.sequence + 1)
+    for owner in taken.left_out:
+        taken.leave_out(owner)
 
 
 def _fold(

@@ -29,6 +29,9 @@ class ShardConfig:
     """Bytes of users' levels held in memory; the least recently used leave first."""
     max_round_interactions: int = 128
     """Interactions absorbed between two commits."""
+    max_round_user_bytes: int = 8_192
+    """Bytes of one user's interactions absorbed between two commits, and the one that passes them: all of a round wait
+    for the user who brought most."""
     gather_wait_s: float = 0.03
     """Seconds a shard waits, at least, for more users to share a round: once a record has come, and between rounds."""
     max_lag_interactions: int = 4096
@@ -39,7 +42,13 @@ class ShardConfig:
     """Decode steps in a row after which one absorb step has its turn, so that answering never stops learning."""
 
     def __post_init__(self) -> None:
-        for name in ("max_resident_bytes", "max_round_interactions", "max_lag_interactions", "answers_before_absorb"):
+        for name in (
+            "max_resident_bytes",
+            "max_round_interactions",
+            "max_round_user_bytes",
+            "max_lag_interactions",
+            "answers_before_absorb",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigInvalid("shard", f"{name}: expected at least 1, found {getattr(self, name)}")
 
@@ -141,13 +150,17 @@ class Shard:
             start = taken.ends.get(partition, self._positions[partition])
             records = self._read(partition, start, min(share, limit - taken.num_interactions))
             for record in records:
+                if taken.num_bytes.get(record.owner, 0) >= self._config.max_round_user_bytes:
+                    # What comes behind it in the partition waits with it: positions are committed in order.
+                    break
                 # An erased user's record keeps its place in the journal, but has no content any more.
                 if record.payload:
                     taken.take(record, self._decide(record))
-            if records:
-                taken.ends[partition] = records[-1].position + 1
-                taken.num_interactions += len(records)
-                turns.append(partition)
+                taken.ends[partition] = record.position + 1
+                taken.num_interactions += 1
+            else:
+                if records:
+                    turns.append(partition)
         # The first in this round is the last in the next: a round smaller than the partitions leaves none out for ever.
         first = next(iter(self._positions))
         self._positions[first] = self._positions.pop(first)
