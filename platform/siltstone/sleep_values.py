@@ -1,0 +1,152 @@
+"""The frozen values that travel through a shared sleep: plan, evidence, verdict, version. Standard library only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from siltstone.values import UserKey
+
+
+@dataclass(frozen=True, slots=True)
+class SleepPlan:
+    """What one shared sleep may look at. Everything after it is a function of it and of what the journal holds.
+
+    `positions` is the vector of journal positions seen: of each partition, what lies before it takes part.
+    """
+
+    id: str
+    core: str
+    users: tuple[UserKey, ...]
+    since_ms: int
+    until_ms: int
+    positions: Mapping[int, int]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contributor:
+    """A user whose words took part in a core, as a keyed hash, with the number of interactions."""
+
+    user_hash: str
+    num_interactions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a core comes from: enough to find every version a user took part in, and to make it again without them.
+
+    `config` and `seeds` are what the sleep was run with; `code_revision` names the code.
+    """
+
+    parent: str
+    sleep_id: str
+    positions: Mapping[int, int]
+    contributors: tuple[Contributor, ...]
+    seeds: Mapping[str, int]
+    config: Mapping[str, str]
+    code_revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One quantity measured on a candidate, item by item, so that its uncertainty can be told.
+
+    `candidate`, `champion` and `origin` hold the same items in the same order; a quantity that compares two cores itself
+    (a divergence) or has no counterpart leaves the others empty. `clusters` names the group of each item (its user, its
+    passage): items of a group are not independent. A higher number is better where `higher_is_better`.
+    """
+
+    name: str
+    unit: str
+    candidate: tuple[float, ...]
+    champion: tuple[float, ...] = ()
+    origin: tuple[float, ...] = ()
+    clusters: tuple[str, ...] = ()
+    higher_is_better: bool = True
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has items, every one of them is a number, and what it is compared with has equally many."""
+        parts = (self.candidate, self.champion, self.origin)
+        lengths = {len(part) for part in parts if part}
+        has_clusters = not self.clusters or len(self.clusters) == len(self.candidate)
+        finite = all(math.isfinite(value) for part in parts for value in part)
+        return bool(self.candidate) and len(lengths) == 1 and has_clusters and finite
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that was measured on a candidate, once. The digests are those of the cores that were compared."""
+
+    candidate: str
+    champion: str
+    origin: str
+    measurements: tuple[Measurement, ...]
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def get(self, name: str) -> Measurement | None:
+        """Returns a measurement by its name; None when it was not made."""
+        return next((one for one in self.measurements if one.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What one check of the gate says.
+
+    `value` is what was found and `limit` what it was held against, in `unit`; `smallest_effect` is the smallest change
+    the check could have seen with this many items. A check that could not be made has not passed.
+    """
+
+    check: str
+    passed: bool
+    reason: str
+    value: float | None
+    limit: float | None
+    smallest_effect: float | None
+    unit: str
+    num_items: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate says of a candidate: accepted only when every check of the policy has passed."""
+
+    candidate: str
+    policy: str
+    accepted: bool
+    results: tuple[CheckResult, ...]
+
+
+class VersionState(StrEnum):
+    """Where a version of the core stands."""
+
+    CANDIDATE = "candidate"
+    ACCEPTED = "accepted"
+    SERVING = "serving"
+    RETIRED = "retired"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class CoreVersion:
+    """One version of the core as the registry knows it. `digest` names the core's content, `number` its place."""
+
+    number: int
+    digest: str
+    state: VersionState
+    lineage: Lineage
+    created_ms: int
+    evidence_digest: str = ""
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """Which version serves. `epoch` grows with every move, so that a late mover is refused."""
+
+    number: int
+    digest: str
+    epoch: int
