@@ -54,9 +54,9 @@ class Lineage:
 class Measurement:
     """One quantity measured on a candidate, item by item, so that its uncertainty can be told.
 
-    `candidate`, `champion` and `origin` hold the same items in the same order; a quantity that compares two cores itself
-    (a divergence) or has no counterpart leaves the others empty. `clusters` names the group of each item (its user, its
-    passage): items of a group are not independent. A higher number is better where `higher_is_better`.
+    `candidate`, `champion` and `origin` hold the same items in the same order; a quantity that compares two cores
+    itself (a divergence) or has no counterpart leaves the others empty. `clusters` names each item's group (its user,
+    its passage): items of a group are not independent. A higher number is better where `higher_is_better`.
     """
 
     name: str
