@@ -57,7 +57,7 @@ def test_a_memory_comes_back_with_everything_it_had() -> None:
     assert MEMORY.reservoir.entries
 
 
-def test_what_was_read_shares_nothing_with_the_buffer_it_was_read_from() -> None:
+def test_what_was_read_shares_nothing_with_a_buffer_that_can_be_written_to() -> None:
     buffer = bytearray(BLOB)
     found = read(buffer)
     buffer[-4:] = b"\x00\x00\x80\x7f"

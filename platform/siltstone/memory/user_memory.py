@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from siltstone.values import LevelCard, MemoryCard, UserKey
 _MAGIC: Final = b"SMEM"
 BLOB_VERSION: Final = 1
 _HEAD: Final = struct.Struct("<4sHII")
+_ALIGNMENT: Final = 16
 NUM_REMEMBERED_IDS: Final = 512
 """Interaction ids a memory remembers having absorbed. The embedded journal refuses a repeat for ever; a journal that
 keeps only a window (a broker) relies on this one."""
@@ -136,8 +138,8 @@ class UserMemory:
 def to_blob(memory: UserMemory) -> bytes:
     """Writes a memory as one buffer: equal memories give equal bytes.
 
-    Layout: magic, version, length of the header and of the reservoir; header (JSON); reservoir; numbers (float32,
-    little endian).
+    Layout: magic, version, length of the header and of the reservoir; header (JSON, filled up with spaces so that the
+    numbers begin at a multiple of 16 bytes); reservoir; numbers (float32, little endian).
     Raises: InvalidInput when a number is not finite: such a memory must never be kept.
     """
     if not is_finite(memory.numbers):
@@ -160,6 +162,8 @@ def to_blob(memory: UserMemory) -> bytes:
         separators=(",", ":"),
     ).encode()
     kept = reservoirs.to_bytes(memory.reservoir)
+    # Spaces, which JSON does not mind, put the numbers where they can be used without moving them.
+    header += b" " * (-(_HEAD.size + len(header) + len(kept)) % _ALIGNMENT)
     numbers = memory.numbers.contiguous().numpy().astype("<f4", copy=False).tobytes()
     return _HEAD.pack(_MAGIC, BLOB_VERSION, len(header), len(kept)) + header + kept + numbers
 
@@ -194,8 +198,7 @@ def from_blob(owner: UserKey, blob: bytes, core: str, shape: DeltaShape) -> User
         num_numbers = expected[0] * expected[1] * expected[2]
         if len(blob) - at != 4 * num_numbers:
             raise Corrupt(what, f"{4 * num_numbers} bytes of numbers", f"{len(blob) - at} bytes")
-        # bytearray: torch wants a buffer it may write to, and the blob is ours alone only as a copy.
-        numbers = torch.frombuffer(bytearray(memoryview(blob)[at:]), dtype=torch.float32).view(expected)
+        numbers = _numbers_in(blob, at).view(expected)
         memory = UserMemory(
             owner,
             core,
@@ -212,6 +215,26 @@ def from_blob(owner: UserKey, blob: bytes, core: str, shape: DeltaShape) -> User
     if not is_finite(numbers):
         raise Corrupt(what, "finite numbers", "NaN or infinity")
     return memory
+
+
+def _numbers_in(blob: bytes, start: int) -> Tensor:
+    """Returns the numbers that a blob holds from `start` on.
+
+    They stay where they are, since nobody writes to a memory's numbers; unless somebody could write to the buffer.
+    """
+    if start % _ALIGNMENT or not isinstance(blob, bytes):
+        return torch.frombuffer(bytearray(memoryview(blob)[start:]), dtype=torch.float32)
+    return torch.frombuffer(blob, dtype=torch.float32, offset=start)
+
+
+def _silence_torch_about_buffers() -> None:
+    """Lets torch say once, unheard, that a buffer may not be written to: it says so of the first one of a process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.frombuffer(bytes(4), dtype=torch.float32)
+
+
+_silence_torch_about_buffers()
 
 
 def is_finite(numbers: Tensor) -> bool:
