@@ -113,13 +113,25 @@ class JournalRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Parking:
+    """Why an interaction was parked."""
+
+    reason: ParkReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
-    """The journal's answer to an append. `duplicate` says the id was already there, at this same position."""
+    """The journal's answer to an append. `duplicate` says the id was already there, at this same position.
+
+    `parked` says why it was not absorbed, to a caller who waited for that; None means absorbed, or not waited for.
+    """
 
     interaction_id: str
     partition: int
     position: int
     duplicate: bool
+    parked: Parking | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ from siltstone.values import (
     UserKey,
 )
 from siltstone_services.learning import lesson_plan, prepare_ground
+from siltstone_services.parking import ParkingLog, parked_among
 from siltstone_services.precision import dtype_for
 from siltstone_services.prompts import recall_lines, render_prompt, render_scored
 from siltstone_services.streams import Piece, Stream, Streams
@@ -117,6 +118,7 @@ class EmbeddedHost:
             core, shape, basis, plan.prefix_ids, absorber.prefix, self._tokenizer.stop_ids, engine
         )
         self._positions = self._shard.positions
+        self._parking = ParkingLog(self._store, self._positions)
         self._ends = dict(self._journal.end_positions())
         self._streams = Streams(self._engine, self._tokenizer, self._loop)
         self._worker = Worker(
@@ -146,6 +148,7 @@ class EmbeddedHost:
     # What the worker's thread tells.
 
     def _on_commit(self) -> None:
+        self._parking.look(self._shard.positions, self._shard.num_parked)
         self._loop.call_soon_threadsafe(self._committed, self._shard.positions, self._shard.damaged)
 
     def _on_trouble(self, error: Unavailable) -> None:
@@ -260,10 +263,14 @@ class EmbeddedHost:
             self._ends[receipt.partition] = max(self._ends.get(receipt.partition, 0), receipt.position + 1)
         return receipts
 
-    async def wait_absorbed(self, receipts: Sequence[Receipt]) -> None:
+    async def wait_absorbed(self, receipts: Sequence[Receipt]) -> list[Parked]:
         """Returns when every receipt lies before its partition's committed position."""
         self._check_alive()
         wanted = [(receipt.partition, receipt.position) for receipt in receipts]
+        await self._wait_past(wanted)
+        return await asyncio.to_thread(parked_among, self._store, wanted)
+
+    async def _wait_past(self, wanted: list[tuple[int, int]]) -> None:
         if partitions_past(self._positions, wanted):
             return
         if (damage := self._damage_at(wanted)) is not None:

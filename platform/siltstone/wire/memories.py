@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from siltstone.errors import Corrupt
@@ -13,7 +14,9 @@ from siltstone.values import (
     LevelCard,
     MemoryCard,
     Parked,
+    Parking,
     ParkReason,
+    Receipt,
     Snapshot,
     UserExport,
     UserKey,
@@ -88,6 +91,41 @@ def erasure_from_proto(owner: UserKey, response: pb.ForgetUserResponse) -> Erasu
     return Erasure(owner, response.had_memory, response.num_interactions)
 
 
+def parked_to_proto(parked: Parked) -> pb.ParkedInteraction:
+    """Writes a parked interaction."""
+    return pb.ParkedInteraction(
+        partition=parked.partition,
+        position=parked.position,
+        interaction_id=parked.interaction_id,
+        reason=PARK_REASONS.number(parked.reason),
+        detail=parked.detail,
+        payload=parked.payload,
+    )
+
+
+def parked_from_proto(owner: UserKey, parked: pb.ParkedInteraction) -> Parked:
+    """Reads a parked interaction of `owner`.
+
+    Raises: InvalidInput for an unknown reason to park.
+    """
+    reason = PARK_REASONS.member("parked.reason", parked.reason)
+    return Parked(
+        parked.partition, parked.position, owner, parked.interaction_id, reason, parked.detail, parked.payload
+    )
+
+
+def parking_told(receipts: Sequence[Receipt], parked: Iterable[pb.ParkedInteraction]) -> list[Receipt]:
+    """Returns the receipts, each with why it was parked where it was.
+
+    Raises: InvalidInput for an unknown reason to park.
+    """
+    told = {
+        (one.partition, one.position): Parking(PARK_REASONS.member("parked.reason", one.reason), one.detail)
+        for one in parked
+    }
+    return [replace(receipt, parked=told.get((receipt.partition, receipt.position))) for receipt in receipts]
+
+
 def export_to_proto(export: UserExport, chunk_bytes: int) -> Iterator[pb.ExportUserResponse]:
     """Writes an export as pieces, the snapshot in chunks of up to `chunk_bytes`."""
     yield pb.ExportUserResponse(card=card_to_proto(export.card))
@@ -108,15 +146,7 @@ def export_to_proto(export: UserExport, chunk_bytes: int) -> Iterator[pb.ExportU
         )
         yield pb.ExportUserResponse(record=written)
     for parked in export.parked:
-        kept = pb.ParkedInteraction(
-            partition=parked.partition,
-            position=parked.position,
-            interaction_id=parked.interaction_id,
-            reason=PARK_REASONS.number(parked.reason),
-            detail=parked.detail,
-            payload=parked.payload,
-        )
-        yield pb.ExportUserResponse(parked=kept)
+        yield pb.ExportUserResponse(parked=parked_to_proto(parked))
 
 
 class ExportReader:
@@ -148,19 +178,7 @@ class ExportReader:
                     JournalRecord(record.partition, record.position, self._owner, record.interaction_id, record.payload)
                 )
             case "parked":
-                parked = response.parked
-                reason = PARK_REASONS.member("parked.reason", parked.reason)
-                self._parked.append(
-                    Parked(
-                        parked.partition,
-                        parked.position,
-                        self._owner,
-                        parked.interaction_id,
-                        reason,
-                        parked.detail,
-                        parked.payload,
-                    )
-                )
+                self._parked.append(parked_from_proto(self._owner, response.parked))
 
     def finish(self) -> UserExport:
         """Returns the export.
