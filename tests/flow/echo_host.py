@@ -53,6 +53,7 @@ class EchoHost:
         self.pause_s, self.max_lag, self.max_words = pause_s, max_lag, max_words
         self.is_paused = False
         self.num_running = 0
+        self.num_waiters = 0
         self.given_up = asyncio.Event()
         self.finished = asyncio.Event()
         self._journal: list[list[JournalRecord]] = [[] for _ in range(NUM_PARTITIONS)]
@@ -108,8 +109,10 @@ class EchoHost:
 
     async def wait_absorbed(self, receipts: Sequence[Receipt]) -> list[Parked]:
         names = {receipt.interaction_id for receipt in receipts}
+        self.num_waiters += 1
         async with self._absorbed:
             await self._absorbed.wait_for(lambda: not names & {name for _, name in self._waiting})
+        self.num_waiters -= 1
         places = {(receipt.partition, receipt.position) for receipt in receipts}
         return [parked for parked in self._parked if (parked.partition, parked.position) in places]
 

@@ -23,13 +23,28 @@ from siltstone_services.logs import JsonLines
 def test_a_text_in_pieces_loses_nothing_but_white_space(text: str) -> None:
     parts = list(pieces(text))
     assert "".join("".join(parts).split()) == "".join(text.split())
-    assert all(0 < len(part) <= 12_000 for part in parts)
+    assert all(0 < len(part) <= 4_000 for part in parts)
     assert all(part == part.strip() for part in parts)
 
 
 def test_a_text_is_broken_between_paragraphs() -> None:
-    paragraphs = ["word " * 1000 + "end." for _ in range(5)]
+    paragraphs = ["A sentence. " * 250 + "end." for _ in range(5)]
     assert all(part.endswith("end.") for part in pieces("\n\n".join(paragraphs)))
+
+
+@pytest.mark.parametrize(
+    ("unit", "end"),
+    [
+        ("Some words of one\nsentence. ", "sentence."),
+        ('He said: "No words of mine!" ', 'mine!"'),
+        ("a line without an end\n", "end"),
+        ("word ", "word"),
+    ],
+)
+def test_a_long_paragraph_is_broken_after_a_sentence_else_a_line_else_a_word(unit: str, end: str) -> None:
+    parts = list(pieces(unit * 1000))
+    assert len(parts) > 1
+    assert all(part.endswith(end) and 3_000 < len(part) <= 4_000 for part in parts[:-1])
 
 
 @pytest.mark.parametrize(

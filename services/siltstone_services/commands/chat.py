@@ -212,7 +212,10 @@ class Conversation:
             correction,
             self._consent,
         )
-        await self._client.feedback(told, wait_absorbed=True)
+        receipt = await self._client.feedback(told, wait_absorbed=True)
+        if receipt.parked is not None:
+            err().print(f"parked: {receipt.parked.reason}: {receipt.parked.detail}", soft_wrap=True, markup=False)
+            return
         if correction:
             self._messages = (*self._messages[:-1], Message(Role.ASSISTANT, correction))
         out().print("learned")
