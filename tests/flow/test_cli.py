@@ -238,6 +238,7 @@ def test_a_replay_writes_everything_once_and_measures_it(run: Run, tmp_path: Pat
         (["record", "-u", "ada", "--document", "x" * 70_000], 3, "text: expected at most 65536 bytes, found 70000"),
         (["replay", "none", "--from", "irc"], 4, "no such file: none"),
         (["memory", "-u", "ada", "--address", "127.0.0.1:1"], 2, "nobody answers at 127.0.0.1:1. Start one with"),
+        (["core", "remove", "nope"], 4, "no such core: nope. Add one with"),
         (["core", "show"], 4, "no such core: default. Add one with `siltstone core add"),
         (["core", "add", "nowhere"], 3, "core source: expected pypi:PACKAGE"),
         (["--set", "gateway.prot=1", "config", "show"], 2, "gateway.prot: unknown key (did you mean port?)"),

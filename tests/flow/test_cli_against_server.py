@@ -16,6 +16,7 @@ import pytest
 from tiny_home import add_tiny_core, write_config
 from typer.testing import CliRunner, Result
 
+from siltstone.adapters.core_store import CoreStore
 from siltstone.evaluation.figures import read_figures
 from siltstone_services.cli import app
 from siltstone_services.export_archive import read_archive
@@ -181,6 +182,24 @@ def test_a_question_too_long_for_the_core_is_refused_in_one_line(run: Run) -> No
     refused = run("chat", "-u", "ian", "-m", "long " * 300)
     assert refused.exit_code == 3
     assert refused.stderr.splitlines()[-1].startswith("siltstone: messages: expected 1 to 511 tokens, found")
+
+
+def test_a_core_that_is_served_stays_and_another_may_go(run: Run, served: Path) -> None:
+    digest = CoreStore(served).resolve("tiny")
+    refused = run("core", "remove", "tiny", "--yes")
+    assert refused.exit_code == 5
+    assert f"the removal of core {digest[:12]} is unavailable: process " in refused.stderr
+    assert CoreStore(served).resolve("tiny") == digest
+    other = add_tiny_core(served, seed=8, name="other")
+    assert run("core", "remove", "other", "--yes").exit_code == 0
+    assert [listing.digest for listing in CoreStore(served).list()] == [digest] != [other]
+
+
+def test_a_second_server_on_a_home_is_refused_before_it_loads_anything(run: Run) -> None:
+    refused = run("up", "--port", "0")
+    assert refused.exit_code == 5
+    assert "uses it" in refused.stderr
+    assert "loading" not in refused.stderr
 
 
 @pytest.mark.usefixtures("words")
