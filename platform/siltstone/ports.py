@@ -150,7 +150,10 @@ class ShardHost(Protocol):
         ...
 
     async def export(self, owner: UserKey) -> UserExport:
-        """Returns everything kept about a user."""
+        """Returns everything kept about a user, of a damaged memory all the rest.
+
+        Raises: Corrupt when the journal or what was parked is damaged.
+        """
         ...
 
     async def forget(self, owner: UserKey) -> Erasure:

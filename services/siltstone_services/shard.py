@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 
 from siltstone.adapters.core_store import LoadedCore
 from siltstone.config import SiltstoneConfig
-from siltstone.errors import Corrupt, InvalidInput, Overloaded, SiltstoneError, Unavailable
+from siltstone.errors import Corrupt, InvalidInput, Overloaded, SiltstoneError, SnapshotMismatch, Unavailable
 from siltstone.inference.engine import AnswerEngine
 from siltstone.inference.rows import Answer
 from siltstone.journal.admit import Refusal, admit
@@ -41,6 +42,7 @@ from siltstone.values import (
     Role,
     ShardStatus,
     Snapshot,
+    SnapshotDamage,
     UserExport,
     UserKey,
 )
@@ -53,6 +55,7 @@ from siltstone_services.worker import Worker
 
 T = TypeVar("T")
 
+_LOG = logging.getLogger(__name__)
 _EXPORT_RECORDS = 1024
 
 
@@ -92,6 +95,8 @@ class EmbeddedHost:
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self._worker.stop)
+        num_waiting = lag_of(self._ends, self._shard.positions)
+        _LOG.info("shard stopped", extra={"num_waiting": num_waiting})
         self._fail(Unavailable("the shard", "it was stopped"))
 
     def _open(self) -> None:
@@ -359,19 +364,40 @@ class EmbeddedHost:
 
     async def memory(self, owner: UserKey) -> MemoryCard:
         """Returns the card of the committed memory."""
-        return await self._ask(lambda: self._shard.memory_of(owner).card(self._config.memory))
+        return await self._ask(lambda: self._card_of(owner))
+
+    def _card_of(self, owner: UserKey) -> MemoryCard:
+        card = self._shard.memory_of(owner).card(self._config.memory)
+        # What was never committed takes no room.
+        return card if card.sequence else replace(card, size_bytes=0)
 
     async def export(self, owner: UserKey) -> UserExport:
         """Returns everything kept about a user."""
-
-        def run() -> tuple[MemoryCard, Snapshot | None]:
-            # Between two steps nothing is committed: card and snapshot are of one state.
-            return self._shard.memory_of(owner).card(self._config.memory), self._store.load(owner)
-
-        card, snapshot = await self._ask(run)
+        # Between two steps nothing is committed: card and snapshot are of one state.
+        card, snapshot, damage = await self._ask(lambda: self._memory_kept(owner))
         records = await asyncio.to_thread(self._records_of, owner)
         parked = await asyncio.to_thread(lambda: tuple(self._store.parked(owner)))
-        return UserExport(card, snapshot, records, parked)
+        return UserExport(card, snapshot, records, parked, damage)
+
+    def _memory_kept(self, owner: UserKey) -> tuple[MemoryCard, Snapshot | None, SnapshotDamage | None]:
+        card, snapshot, found = None, None, None
+        try:
+            card = self._card_of(owner)
+        except SnapshotMismatch:
+            # Whole, but only under its own core can be told what it holds.
+            pass
+        except Corrupt as error:
+            found = error
+        try:
+            snapshot = self._store.load(owner)
+        except Corrupt as error:
+            found = error
+        if card is None:
+            card = MemoryCard(owner, self.version, 0, 0, 0, 0, (), 0)
+            if snapshot is not None:
+                size = len(snapshot.blob)
+                card = replace(card, core=snapshot.core, sequence=snapshot.sequence, size_bytes=size)
+        return card, snapshot, SnapshotDamage(found.what, found.expected, found.found) if found else None
 
     def _records_of(self, owner: UserKey) -> tuple[JournalRecord, ...]:
         partition, start = partition_of(owner, self._num_partitions), 0

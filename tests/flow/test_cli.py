@@ -228,6 +228,24 @@ def test_a_replay_writes_everything_once_and_measures_it(run: Run, tmp_path: Pat
     assert (figures["replay recorded"], figures["replay duplicates"]) == (0, 100)
 
 
+@pytest.mark.parametrize(("text", "num_skipped"), [("", "0 pieces"), ("not json\n", "1 piece")])
+def test_a_replay_of_nothing_that_can_be_read_fails(run: Run, tmp_path: Path, text: str, num_skipped: str) -> None:
+    (tmp_path / "bad.jsonl").write_text(text)
+    failed = run("replay", "bad.jsonl", "--from", "jsonl", "--json", "figures.json")
+    assert failed.exit_code == 3
+    found = f"none, and {num_skipped} that could not be read"
+    assert failed.stderr.splitlines()[-1] == f"siltstone: FILE: expected something to replay, as jsonl, found {found}"
+    assert {figure.value for figure in read_figures(tmp_path / "figures.json") if "recorded" in figure.name} == {0}
+
+
+def test_one_line_recalled_is_not_several_and_what_is_not_stored_has_no_size(run: Run) -> None:
+    run("record", "-u", "kira", "seven")
+    told = run("chat", "-u", "kira", "-m", "When?", "--recall", "both").stderr
+    assert "· 1 line recalled" in told
+    assert "nothing stored" in run("memory", "-u", "nobody").stdout
+    assert "nothing stored" not in run("memory", "-u", "kira").stdout
+
+
 @pytest.mark.parametrize(
     ("words", "code", "complaint"),
     [
@@ -237,12 +255,18 @@ def test_a_replay_writes_everything_once_and_measures_it(run: Run, tmp_path: Pat
         (["record", "-u", "ada", " "], 3, "expected text, found only white space"),
         (["record", "-u", "ada", "--document", "x" * 70_000], 3, "text: expected at most 65536 bytes, found 70000"),
         (["replay", "none", "--from", "irc"], 4, "no such file: none"),
+        (
+            ["export", "-u", "ada", "-o", "none/ada.zip"],
+            3,
+            "--output: expected a file in a folder that is there, found",
+        ),
+        (["chat", "-u", "ada", "-m", "Hi", "--seed", "-1"], 3, "sampling.seed: expected 0 to 18446744073709551615"),
         (["memory", "-u", "ada", "--address", "127.0.0.1:1"], 2, "nobody answers at 127.0.0.1:1. Start one with"),
         (["core", "remove", "nope"], 4, "no such core: nope. Add one with"),
         (["core", "show"], 4, "no such core: default. Add one with `siltstone core add"),
         (["core", "add", "nowhere"], 3, "core source: expected pypi:PACKAGE"),
         (["--set", "gateway.prot=1", "config", "show"], 2, "gateway.prot: unknown key (did you mean port?)"),
-        (["--set", "nonsense", "config", "show"], 3, "--set: expected NAME=VALUE"),
+        (["--set", "nonsense", "config", "show"], 2, "--set: expected NAME=VALUE"),
         (["--config", "none.toml", "config", "show"], 2, "none.toml: No such file"),
         (["chat"], 2, "Missing option"),
     ],

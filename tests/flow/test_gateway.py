@@ -269,7 +269,10 @@ def reflected_services(address: str) -> list[str]:
 
 
 @pytest.mark.parametrize("budget_s", [20.0, 0.1])
-async def test_a_stop_lets_running_answers_end_within_its_budget(budget_s: float) -> None:
+async def test_a_stop_lets_running_answers_end_within_its_budget(
+    budget_s: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     host = EchoHost(pause_s=0.02)
     gateway = Gateway(host, GatewayConfig(port=0, drain_budget_s=budget_s), AdmissionLimits(), SystemClock())
     async with gateway, SiltstoneClient(gateway.address) as client:
@@ -291,6 +294,8 @@ async def test_a_stop_lets_running_answers_end_within_its_budget(budget_s: float
             assert host.given_up.is_set()
         await stop
         await watch.aclose()
+        (stopped,) = [record for record in caplog.records if record.message == "gateway stopped"]
+        assert vars(stopped)["num_given_up"] == (0 if budget_s > 1 else 1)
         with pytest.raises(Unavailable, match=gateway.address):
             await client.memory(ADA)
 

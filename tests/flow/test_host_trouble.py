@@ -259,9 +259,15 @@ async def test_a_flipped_bit_in_a_memory_is_that_users_trouble_only(
     if not is_resident:
         damage(home, ADA)
     async with open_host(home) as host:
-        for ask in (host.memory(ADA), host.export(ADA), scores(host, ADA), answer(host, asking(ADA, "Hi"))):
+        for ask in (host.memory(ADA), scores(host, ADA), answer(host, asking(ADA, "Hi"))):
             with pytest.raises(Corrupt, match="memory of office/ada"):
                 await ask
+        kept = await host.export(ADA)
+        assert kept.damage is not None
+        assert (kept.snapshot, kept.damage.what, kept.card.size_bytes) == (None, "memory of office/ada", 0)
+        assert kept.journal[0].interaction_id == "a0"
+        assert len(kept.parked) == (1 if is_resident else 0)
+        assert (await host.export(FRIEND)).damage is None
         assert (await answer(host, asking(ADA, "Hi", core_only=True)))[1].snapshot_sequence == 0
         await teach(host, said(ADA, "a2", SOUND), said(FRIEND, "f2", SOUND))
         assert (await host.memory(FRIEND)).num_interactions == (3 if is_resident else 2)

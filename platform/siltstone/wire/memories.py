@@ -18,6 +18,7 @@ from siltstone.values import (
     ParkReason,
     Receipt,
     Snapshot,
+    SnapshotDamage,
     UserExport,
     UserKey,
 )
@@ -137,6 +138,10 @@ def export_to_proto(export: UserExport, chunk_bytes: int) -> Iterator[pb.ExportU
         yield pb.ExportUserResponse(snapshot=header)
         for start in range(0, len(snapshot.blob), chunk_bytes):
             yield pb.ExportUserResponse(snapshot_bytes=snapshot.blob[start : start + chunk_bytes])
+    if export.damage is not None:
+        damage = export.damage
+        told = pb.SnapshotDamage(what=damage.what, expected=damage.expected, found=damage.found)
+        yield pb.ExportUserResponse(damage=told)
     for record in export.journal:
         written = pb.JournalRecord(
             partition=record.partition,
@@ -157,6 +162,7 @@ class ExportReader:
         self._card: MemoryCard | None = None
         self._header: pb.SnapshotHeader | None = None
         self._blob = bytearray()
+        self._damage: SnapshotDamage | None = None
         self._journal: list[JournalRecord] = []
         self._parked: list[Parked] = []
 
@@ -172,6 +178,9 @@ class ExportReader:
                 self._header = response.snapshot
             case "snapshot_bytes":
                 self._blob += response.snapshot_bytes
+            case "damage":
+                damage = response.damage
+                self._damage = SnapshotDamage(damage.what, damage.expected, damage.found)
             case "record":
                 record = response.record
                 self._journal.append(
@@ -195,4 +204,4 @@ class ExportReader:
                 raise Corrupt(what, f"{self._header.size_bytes} bytes of snapshot", f"{len(self._blob)}")
             if snapshot.digest != self._header.digest:
                 raise Corrupt(what, f"sha256 {self._header.digest}", snapshot.digest)
-        return UserExport(self._card, snapshot, tuple(self._journal), tuple(self._parked))
+        return UserExport(self._card, snapshot, tuple(self._journal), tuple(self._parked), self._damage)

@@ -141,18 +141,30 @@ class ExportUserRequest(_message.Message):
     def __init__(self, owner: _Optional[_Union[_interaction_pb2.UserKey, _Mapping]] = ...) -> None: ...
 
 class ExportUserResponse(_message.Message):
-    __slots__ = ("card", "snapshot", "snapshot_bytes", "record", "parked")
+    __slots__ = ("card", "snapshot", "snapshot_bytes", "record", "parked", "damage")
     CARD_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_BYTES_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     PARKED_FIELD_NUMBER: _ClassVar[int]
+    DAMAGE_FIELD_NUMBER: _ClassVar[int]
     card: MemoryCard
     snapshot: SnapshotHeader
     snapshot_bytes: bytes
     record: JournalRecord
     parked: ParkedInteraction
-    def __init__(self, card: _Optional[_Union[MemoryCard, _Mapping]] = ..., snapshot: _Optional[_Union[SnapshotHeader, _Mapping]] = ..., snapshot_bytes: _Optional[bytes] = ..., record: _Optional[_Union[JournalRecord, _Mapping]] = ..., parked: _Optional[_Union[ParkedInteraction, _Mapping]] = ...) -> None: ...
+    damage: SnapshotDamage
+    def __init__(self, card: _Optional[_Union[MemoryCard, _Mapping]] = ..., snapshot: _Optional[_Union[SnapshotHeader, _Mapping]] = ..., snapshot_bytes: _Optional[bytes] = ..., record: _Optional[_Union[JournalRecord, _Mapping]] = ..., parked: _Optional[_Union[ParkedInteraction, _Mapping]] = ..., damage: _Optional[_Union[SnapshotDamage, _Mapping]] = ...) -> None: ...
+
+class SnapshotDamage(_message.Message):
+    __slots__ = ("what", "expected", "found")
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    what: str
+    expected: str
+    found: str
+    def __init__(self, what: _Optional[str] = ..., expected: _Optional[str] = ..., found: _Optional[str] = ...) -> None: ...
 
 class SnapshotHeader(_message.Message):
     __slots__ = ("core", "sequence", "size_bytes", "digest")
