@@ -75,13 +75,13 @@ SETTINGS: dict[str, Any] = {
 ADA, BEN, CLEO, DORA = (UserKey("office", name) for name in ("ada", "ben", "cleo", "dora"))
 
 
-def add_tiny_core(home: Path, seed: int = 7) -> str:
+def add_tiny_core(home: Path, seed: int = 7, name: str = "tiny") -> str:
     """Puts the core into the store of a home folder and returns its digest. Its answers are printable, mostly."""
     tensors = random_tensors(CORE, seed)
     is_readable = torch.tensor([len(token) == 1 and token.isascii() for token in TOKENS])
     tensors["embed.weight"][~is_readable] *= 0.1
     tokenizer_json = byte_level_bpe(TOKENS, [], [TURN, END], [], "gpt-2")
-    return CoreStore(home).add(ImportedCore("test", CORE, tensors, tokenizer_json, CHAT, {}), "tiny")
+    return CoreStore(home).add(ImportedCore("test", CORE, tensors, tokenizer_json, CHAT, {}), name)
 
 
 def tiny_config(home: Path, settings: Mapping[str, Any] | None = None) -> SiltstoneConfig:

@@ -89,6 +89,13 @@ class SnapshotStore(Protocol):
         """Yields parked interactions (of one user), oldest first."""
         ...
 
+    def parked_at(self, partition: int, positions: Sequence[int]) -> list[Parked]:
+        """Returns those records of a partition, by position, that were parked, oldest first.
+
+        Raises: Corrupt when one of them is not what was written.
+        """
+        ...
+
     def erase(self, owner: UserKey, lease: Lease) -> bool:
         """Removes the user's snapshot and parked interactions and returns whether there was a snapshot.
 
@@ -112,8 +119,8 @@ class ShardHost(Protocol):
         """
         ...
 
-    async def wait_absorbed(self, receipts: Sequence[Receipt]) -> None:
-        """Returns once everything up to the receipts is part of the users' committed snapshots, or parked.
+    async def wait_absorbed(self, receipts: Sequence[Receipt]) -> list[Parked]:
+        """Returns once everything up to the receipts is part of the users' committed snapshots, or parked: the parked.
 
         Raises: Unavailable while the snapshots cannot be written; what was recorded stays safe, ask again. Corrupt when
         the journal is damaged before the receipts: their partition stands still.
@@ -143,7 +150,10 @@ class ShardHost(Protocol):
         ...
 
     async def export(self, owner: UserKey) -> UserExport:
-        """Returns everything kept about a user."""
+        """Returns everything kept about a user, of a damaged memory all the rest.
+
+        Raises: Corrupt when the journal or what was parked is damaged.
+        """
         ...
 
     async def forget(self, owner: UserKey) -> Erasure:

@@ -113,13 +113,25 @@ class JournalRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Parking:
+    """Why an interaction was parked."""
+
+    reason: ParkReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
-    """The journal's answer to an append. `duplicate` says the id was already there, at this same position."""
+    """The journal's answer to an append. `duplicate` says the id was already there, at this same position.
+
+    `parked` says why it was not absorbed, to a caller who waited for that; None means absorbed, or not waited for.
+    """
 
     interaction_id: str
     partition: int
     position: int
     duplicate: bool
+    parked: Parking | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +217,7 @@ class LevelCard:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token of an answer is chosen. A temperature of 0 takes the likeliest."""
+    """How the next token of an answer is chosen. The temperature is 0 to 10; 0 takes the likeliest."""
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -263,13 +275,26 @@ class AnswerEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotDamage:
+    """A stored snapshot that is not what was written: what of it, and what was expected and found there."""
+
+    what: str
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True)
 class UserExport:
-    """Everything kept about a user: the card, the snapshot (None before the first), journal and parked payloads."""
+    """Everything kept about a user: the card, the snapshot (None before the first), journal and parked payloads.
+
+    With `damage` the snapshot is left out, or whole but unreadable; the card of what cannot be read counts nothing.
+    """
 
     card: MemoryCard
     snapshot: Snapshot | None
     journal: tuple[JournalRecord, ...]
     parked: tuple[Parked, ...]
+    damage: SnapshotDamage | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 
@@ -103,8 +102,8 @@ def _check_conversation(
 def _check_sampling(sampling: Sampling, config: GatewayConfig) -> None:
     if not 1 <= sampling.max_tokens <= config.max_answer_tokens:
         raise InvalidInput("sampling.max_tokens", f"1 to {config.max_answer_tokens}", str(sampling.max_tokens))
-    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
-        raise InvalidInput("sampling.temperature", "0 or more", str(sampling.temperature))
+    if not 0 <= sampling.temperature <= 10:
+        raise InvalidInput("sampling.temperature", "0 to 10", str(sampling.temperature))
     if not 0 < sampling.top_p <= 1:
         raise InvalidInput("sampling.top_p", "more than 0, up to 1", str(sampling.top_p))
 

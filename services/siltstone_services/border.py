@@ -35,15 +35,15 @@ class Border(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._is_draining = False
         self._changed = asyncio.Condition()
 
-    async def drain(self, budget_s: float) -> bool:
-        """Refuses new calls from now on, and returns whether all running ones have ended within the budget."""
+    async def drain(self, budget_s: float) -> int:
+        """Refuses new calls from now on, and returns how many have not ended within the budget."""
         self._is_draining = True
         try:
             async with asyncio.timeout(budget_s), self._changed:
                 await self._changed.wait_for(lambda: self._num_calls == 0)
         except TimeoutError:
-            return False
-        return True
+            pass
+        return self._num_calls
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any

@@ -36,7 +36,7 @@ from siltstone.wire.interactions import (
     owner_to_proto,
     receipt_from_proto,
 )
-from siltstone.wire.memories import ExportReader, card_from_proto, erasure_from_proto
+from siltstone.wire.memories import ExportReader, card_from_proto, erasure_from_proto, parking_told
 from siltstone_services.status import from_rpc_error
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
@@ -90,14 +90,15 @@ class SiltstoneClient:
         )
         with self._translated():
             response = await self._memory.Record(request, timeout=self._timeout_s)
-        return [receipt_from_proto(receipt) for receipt in response.receipts]
+        return parking_told([receipt_from_proto(receipt) for receipt in response.receipts], response.parked)
 
     async def feedback(self, feedback: Interaction, *, wait_absorbed: bool = False) -> Receipt:
         """Writes a correction or a thumb."""
         request = feedback_to_proto(feedback, wait_absorbed=wait_absorbed)
         with self._translated():
             response = await self._memory.Feedback(request, timeout=self._timeout_s)
-        return receipt_from_proto(response.receipt)
+        parked = [response.parked] if response.HasField("parked") else []
+        return parking_told([receipt_from_proto(response.receipt)], parked)[0]
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[AnswerPart | AnswerEnd, None]:
         """Yields an answer, piece by piece, its end last. Closing the iterator gives the answer up."""

@@ -24,9 +24,10 @@ def write_archive(path: Path, export: UserExport, *, overwrite: bool = False) ->
     """Writes an export, readable by this user only; equal exports give equal files.
 
     manifest.json has the sha256 of every other file: card.json (the memory without its content), journal.jsonl and
-    parked.jsonl (one entry a line), and snapshot.bin where there is a snapshot.
+    parked.jsonl (one entry a line), and snapshot.bin where there is a snapshot. It also says what is wrong with the
+    stored snapshot, where that is damaged.
 
-    Raises: InvalidInput when there is a file already and `overwrite` was not asked for.
+    Raises: InvalidInput when there is a file already and `overwrite` was not asked for, or it cannot be written.
     """
     if path.exists() and not overwrite:
         raise InvalidInput("output", "a file that is not there yet", str(path))
@@ -48,14 +49,22 @@ def write_archive(path: Path, export: UserExport, *, overwrite: bool = False) ->
             name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in files.items()
         },
         "snapshot": None if snapshot is None else {"core": snapshot.core, "sequence": snapshot.sequence},
+        "snapshot_damage": None if export.damage is None else asdict(export.damage),
         "num_journal": len(export.journal),
         "num_parked": len(export.parked),
     }
+    try:
+        _write(path, {"manifest.json": _json(manifest), **files})
+    except OSError as error:
+        raise InvalidInput("output", "a file that can be written", f"{path}: {error.strerror or error}") from error
+
+
+def _write(path: Path, files: Mapping[str, bytes]) -> None:
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         with open(descriptor, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in {"manifest.json": _json(manifest), **files}.items():
+            for name, data in files.items():
                 archive.writestr(_entry(name), data)
         draft.replace(path)
     finally:

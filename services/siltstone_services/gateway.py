@@ -83,11 +83,11 @@ class Gateway:
             return
         server, self._server = self._server, None
         await self._health.enter_graceful_shutdown()
-        is_idle = await self._border.drain(self._config.drain_budget_s)
-        await server.stop(_LAST_WORDS_S if is_idle else 0)
+        num_given_up = await self._border.drain(self._config.drain_budget_s)
+        await server.stop(0 if num_given_up else _LAST_WORDS_S)
         # A call given up still cleans up behind itself: one turn of the loop lets it.
         await asyncio.sleep(0)
-        _LOG.info("gateway stopped", extra={"address": self.address, "is_idle": is_idle})
+        _LOG.info("gateway stopped", extra={"address": self.address, "num_given_up": num_given_up})
 
 
 def _options(config: GatewayConfig) -> list[tuple[str, int]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fcntl import LOCK_EX, LOCK_NB, flock
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ from siltstone.errors import Unavailable
 
 _RUNNING: Final = "up.json"
 _LOCK: Final = "up.lock"
+_LOOK_S: Final = 0.05
 
 
 class NoServer(Unavailable):
@@ -29,8 +31,34 @@ class RunningServer:
     pid: int
 
 
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The process that holds a home folder, and the core it uses: empty until it knows which."""
+
+    pid: str
+    core: str
+
+    def in_use(self, home: Path) -> Unavailable:
+        """Returns the error for who wants the home folder too."""
+        return Unavailable(f"the home folder {home}", f"process {self.pid} uses it")
+
+
+class Hold:
+    """This process's hold of a home folder."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.use("")
+
+    def use(self, core: str) -> None:
+        """Says which core, by digest, is used from now on: nobody is to remove it."""
+        told = f"{os.getpid()} {core}".strip().encode() + b"\n"
+        os.pwrite(self._descriptor, told, 0)
+        os.ftruncate(self._descriptor, len(told))
+
+
 @contextmanager
-def exclusive(home: Path) -> Iterator[None]:
+def exclusive(home: Path) -> Iterator[Hold]:
     """Holds the home folder, made where there is none, for this process alone; the system lets go if we are killed.
 
     Raises: Unavailable when another process holds it.
@@ -41,16 +69,39 @@ def exclusive(home: Path) -> Iterator[None]:
     except OSError as error:
         raise Unavailable(f"the home folder {home}", error.strerror or str(error)) from error
     try:
-        try:
-            flock(descriptor, LOCK_EX | LOCK_NB)
-        except OSError as error:
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-            raise Unavailable(f"the home folder {home}", f"process {holder or 'unknown'} uses it") from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
+        if not _locked(descriptor, LOCK_EX):
+            # It may be somebody who only looks who holds it: that takes no time.
+            time.sleep(_LOOK_S)
+            if not _locked(descriptor, LOCK_EX):
+                raise _read_holder(descriptor).in_use(home)
+        yield Hold(descriptor)
     finally:
         os.close(descriptor)
+
+
+def holder_of(home: Path) -> Holder | None:
+    """Returns the process that holds a home folder, or None for one that is free."""
+    try:
+        descriptor = os.open(home / _LOCK, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return None if _locked(descriptor, LOCK_SH) else _read_holder(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    try:
+        flock(descriptor, kind | LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _read_holder(descriptor: int) -> Holder:
+    pid, _, core = os.pread(descriptor, 128, 0).decode("ascii", "replace").strip().partition(" ")
+    return Holder(pid or "unknown", core)
 
 
 @contextmanager
@@ -69,7 +120,8 @@ def announced(home: Path, address: str) -> Iterator[None]:
 def find_server(home: Path) -> RunningServer:
     """Returns the server that runs on a home folder.
 
-    Raises: NoServer when there is none, or its process has ended without a word.
+    Raises: NoServer when there is none, or its process has ended without a word; Unavailable while a process holds the
+    home folder and does not listen.
     """
     try:
         told = json.loads((home / _RUNNING).read_text(encoding="utf-8"))
@@ -78,5 +130,8 @@ def find_server(home: Path) -> RunningServer:
     except PermissionError:
         return server
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if (holder := holder_of(home)) is not None:
+            found = f"process {holder.pid} holds {home} and does not listen: it is starting, or stopping"
+            raise Unavailable("the server", f"{found}; try again in a moment") from error
         raise NoServer("the server", f"none runs on {home}") from error
     return server

@@ -28,4 +28,6 @@ def log_to_stderr(level: str) -> None:
     """Sends the log of this process to the standard error output."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
+    # The root's level does not bind a library that sets its own.
+    handler.setLevel(level.upper())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -58,6 +58,11 @@ class ReplayProgress:
     skipped: Counter[SkipReason] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def num_read(self) -> int:
+        """Interactions of the source that were sent, whatever became of them."""
+        return self.num_recorded + self.num_duplicates + self.num_refused
+
     def figures(self, origin: Origin) -> list[Figure]:
         """Returns what was measured."""
         recording_s, elapsed_s = max(self.recording_s, 1e-9), max(self.elapsed_s, 1e-9)
@@ -109,8 +114,7 @@ class Replay:
             await self._record(batch)
             progress.recording_s = progress.elapsed_s = self._clock.monotonic_s() - started_s
             await self._look(before)
-            num_sent = progress.num_recorded + progress.num_duplicates + progress.num_refused
-            await asyncio.sleep(pause_s(num_sent, self._plan.rate, progress.recording_s))
+            await asyncio.sleep(pause_s(progress.num_read, self._plan.rate, progress.recording_s))
         await self._look(before, at_once=True)
         while self._plan.is_waiting and progress.lag:
             await asyncio.sleep(_WAIT_STEP_S)

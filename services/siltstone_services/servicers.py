@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 from siltstone.config import GatewayConfig
@@ -14,7 +15,7 @@ from siltstone.proto.v1 import inference_service_pb2 as inference_pb
 from siltstone.proto.v1 import memory_service_pb2 as memory_pb
 from siltstone.proto.v1.inference_service_pb2_grpc import InferenceServiceServicer
 from siltstone.proto.v1.memory_service_pb2_grpc import MemoryServiceServicer
-from siltstone.values import AnswerEnd, AnswerPart, Interaction, Receipt
+from siltstone.values import AnswerEnd, AnswerPart, Interaction, Parked, Receipt
 from siltstone.wire.answers import answer_to_proto, generate_request_from_proto, status_to_proto
 from siltstone.wire.interactions import (
     feedback_from_proto,
@@ -23,7 +24,7 @@ from siltstone.wire.interactions import (
     owner_from_proto,
     receipt_to_proto,
 )
-from siltstone.wire.memories import card_to_proto, erasure_to_proto, export_to_proto
+from siltstone.wire.memories import card_to_proto, erasure_to_proto, export_to_proto, parked_to_proto
 from siltstone_services.admission import (
     check_generate,
     check_interaction,
@@ -52,8 +53,8 @@ class MemoryServicer(MemoryServiceServicer):
                 interaction = interaction_from_proto(sent, now_ms)
                 check_interaction(interaction, self._limits)
                 interactions.append(interaction)
-        receipts = await self._write(interactions, request.wait_absorbed)
-        return memory_pb.RecordResponse(receipts=map(receipt_to_proto, receipts))
+        receipts, parked = await self._write(interactions, request.wait_absorbed)
+        return memory_pb.RecordResponse(receipts=map(receipt_to_proto, receipts), parked=map(parked_to_proto, parked))
 
     async def Feedback(self, request: memory_pb.FeedbackRequest, context: Any) -> memory_pb.FeedbackResponse:  # noqa: N802
         """A correction or a thumb is an interaction like any other."""
@@ -62,8 +63,10 @@ class MemoryServicer(MemoryServiceServicer):
             check_interaction(feedback, self._limits)
         except InvalidInput as error:
             raise renamed(error, "messages", "exchange") from error
-        (receipt,) = await self._write([feedback], request.wait_absorbed)
-        return memory_pb.FeedbackResponse(receipt=receipt_to_proto(receipt))
+        (receipt,), parked = await self._write([feedback], request.wait_absorbed)
+        return memory_pb.FeedbackResponse(
+            receipt=receipt_to_proto(receipt), parked=parked_to_proto(parked[0]) if parked else None
+        )
 
     async def GetMemory(self, request: memory_pb.GetMemoryRequest, context: Any) -> memory_pb.GetMemoryResponse:  # noqa: N802
         """See the interface."""
@@ -84,11 +87,11 @@ class MemoryServicer(MemoryServiceServicer):
         check_owner(owner)
         return erasure_to_proto(await self._host.forget(owner))
 
-    async def _write(self, interactions: list[Interaction], wait_absorbed: bool) -> list[Receipt]:
+    async def _write(self, interactions: list[Interaction], wait_absorbed: bool) -> tuple[list[Receipt], list[Parked]]:
         receipts = await self._host.record(interactions)
-        if wait_absorbed:
-            await self._host.wait_absorbed(receipts)
-        return receipts
+        parked = await self._host.wait_absorbed(receipts) if wait_absorbed else []
+        # The caller has the payload: it was sent with this call, or with an earlier one.
+        return receipts, [replace(one, payload=b"") for one in parked]
 
 
 class InferenceServicer(InferenceServiceServicer):

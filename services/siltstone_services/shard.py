@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 
 from siltstone.adapters.core_store import LoadedCore
 from siltstone.config import SiltstoneConfig
-from siltstone.errors import Corrupt, InvalidInput, Overloaded, SiltstoneError, Unavailable
+from siltstone.errors import Corrupt, InvalidInput, Overloaded, SiltstoneError, SnapshotMismatch, Unavailable
 from siltstone.inference.engine import AnswerEngine
 from siltstone.inference.rows import Answer
 from siltstone.journal.admit import Refusal, admit
@@ -41,10 +42,12 @@ from siltstone.values import (
     Role,
     ShardStatus,
     Snapshot,
+    SnapshotDamage,
     UserExport,
     UserKey,
 )
 from siltstone_services.learning import lesson_plan, prepare_ground
+from siltstone_services.parking import ParkingLog, parked_among
 from siltstone_services.precision import dtype_for
 from siltstone_services.prompts import recall_lines, render_prompt, render_scored
 from siltstone_services.streams import Piece, Stream, Streams
@@ -52,6 +55,7 @@ from siltstone_services.worker import Worker
 
 T = TypeVar("T")
 
+_LOG = logging.getLogger(__name__)
 _EXPORT_RECORDS = 1024
 
 
@@ -91,6 +95,8 @@ class EmbeddedHost:
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self._worker.stop)
+        num_waiting = lag_of(self._ends, self._shard.positions)
+        _LOG.info("shard stopped", extra={"num_waiting": num_waiting})
         self._fail(Unavailable("the shard", "it was stopped"))
 
     def _open(self) -> None:
@@ -117,6 +123,7 @@ class EmbeddedHost:
             core, shape, basis, plan.prefix_ids, absorber.prefix, self._tokenizer.stop_ids, engine
         )
         self._positions = self._shard.positions
+        self._parking = ParkingLog(self._store, self._positions)
         self._ends = dict(self._journal.end_positions())
         self._streams = Streams(self._engine, self._tokenizer, self._loop)
         self._worker = Worker(
@@ -146,6 +153,7 @@ class EmbeddedHost:
     # What the worker's thread tells.
 
     def _on_commit(self) -> None:
+        self._parking.look(self._shard.positions, self._shard.num_parked)
         self._loop.call_soon_threadsafe(self._committed, self._shard.positions, self._shard.damaged)
 
     def _on_trouble(self, error: Unavailable) -> None:
@@ -260,10 +268,14 @@ class EmbeddedHost:
             self._ends[receipt.partition] = max(self._ends.get(receipt.partition, 0), receipt.position + 1)
         return receipts
 
-    async def wait_absorbed(self, receipts: Sequence[Receipt]) -> None:
+    async def wait_absorbed(self, receipts: Sequence[Receipt]) -> list[Parked]:
         """Returns when every receipt lies before its partition's committed position."""
         self._check_alive()
         wanted = [(receipt.partition, receipt.position) for receipt in receipts]
+        await self._wait_past(wanted)
+        return await asyncio.to_thread(parked_among, self._store, wanted)
+
+    async def _wait_past(self, wanted: list[tuple[int, int]]) -> None:
         if partitions_past(self._positions, wanted):
             return
         if (damage := self._damage_at(wanted)) is not None:
@@ -352,19 +364,40 @@ class EmbeddedHost:
 
     async def memory(self, owner: UserKey) -> MemoryCard:
         """Returns the card of the committed memory."""
-        return await self._ask(lambda: self._shard.memory_of(owner).card(self._config.memory))
+        return await self._ask(lambda: self._card_of(owner))
+
+    def _card_of(self, owner: UserKey) -> MemoryCard:
+        card = self._shard.memory_of(owner).card(self._config.memory)
+        # What was never committed takes no room.
+        return card if card.sequence else replace(card, size_bytes=0)
 
     async def export(self, owner: UserKey) -> UserExport:
         """Returns everything kept about a user."""
-
-        def run() -> tuple[MemoryCard, Snapshot | None]:
-            # Between two steps nothing is committed: card and snapshot are of one state.
-            return self._shard.memory_of(owner).card(self._config.memory), self._store.load(owner)
-
-        card, snapshot = await self._ask(run)
+        # Between two steps nothing is committed: card and snapshot are of one state.
+        card, snapshot, damage = await self._ask(lambda: self._memory_kept(owner))
         records = await asyncio.to_thread(self._records_of, owner)
         parked = await asyncio.to_thread(lambda: tuple(self._store.parked(owner)))
-        return UserExport(card, snapshot, records, parked)
+        return UserExport(card, snapshot, records, parked, damage)
+
+    def _memory_kept(self, owner: UserKey) -> tuple[MemoryCard, Snapshot | None, SnapshotDamage | None]:
+        card, snapshot, found = None, None, None
+        try:
+            card = self._card_of(owner)
+        except SnapshotMismatch:
+            # Whole, but only under its own core can be told what it holds.
+            pass
+        except Corrupt as error:
+            found = error
+        try:
+            snapshot = self._store.load(owner)
+        except Corrupt as error:
+            found = error
+        if card is None:
+            card = MemoryCard(owner, self.version, 0, 0, 0, 0, (), 0)
+            if snapshot is not None:
+                size = len(snapshot.blob)
+                card = replace(card, core=snapshot.core, sequence=snapshot.sequence, size_bytes=size)
+        return card, snapshot, SnapshotDamage(found.what, found.expected, found.found) if found else None
 
     def _records_of(self, owner: UserKey) -> tuple[JournalRecord, ...]:
         partition, start = partition_of(owner, self._num_partitions), 0

@@ -24,8 +24,11 @@ async def embedded_host(config: SiltstoneConfig) -> AsyncIterator[ShardHost]:
 
     Raises: Unavailable when another process uses the home folder; NotFound when the core is not there; Corrupt.
     """
-    with exclusive(config.home_path):
-        core = await asyncio.to_thread(CoreStore(config.home_path).load, config.core)
+    with exclusive(config.home_path) as hold:
+        cores = CoreStore(config.home_path)
+        digest = cores.resolve(config.core)
+        hold.use(digest)
+        core = await asyncio.to_thread(cores.load, digest)
         with SqliteFile(config.home_path / "siltstone.db", config.store) as file:
             recall = Bm25Recall(config.text_recall)
             journal, store = SqliteJournal(file), SqliteSnapshotStore(file)

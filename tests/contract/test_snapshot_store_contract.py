@@ -56,6 +56,14 @@ def test_a_commit_writes_all_its_snapshots_and_parked_interactions(store, owners
     assert list(store.parked(owners[2])) == []
 
 
+def test_parked_interactions_are_found_by_their_place(store, owners):
+    parked = (parked_of(owners[0], 1), parked_of(owners[1], 2, ParkReason.TOO_LARGE))
+    store.commit(Commit(store.acquire(0, "shard"), 0, 3, (), parked))
+    assert store.parked_at(0, [0, 1]) == [parked[0]]
+    assert store.parked_at(0, range(9)) == list(parked)
+    assert store.parked_at(0, []) == store.parked_at(1, [1, 2]) == []
+
+
 def test_a_commit_without_snapshots_moves_the_position(store):
     lease = store.acquire(0, "shard")
     store.commit(Commit(lease, 0, 4, ()))

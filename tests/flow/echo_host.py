@@ -21,6 +21,8 @@ from siltstone.values import (
     LevelCard,
     MemoryCard,
     Message,
+    Parked,
+    ParkReason,
     Receipt,
     Role,
     ShardStatus,
@@ -31,6 +33,8 @@ from siltstone.values import (
 
 CORE = "echo-core"
 NUM_PARTITIONS = 4
+UNLEARNABLE = "unlearnable"
+"""What a user says with this word in it is parked."""
 
 
 @dataclass
@@ -49,6 +53,7 @@ class EchoHost:
         self.pause_s, self.max_lag, self.max_words = pause_s, max_lag, max_words
         self.is_paused = False
         self.num_running = 0
+        self.num_waiters = 0
         self.given_up = asyncio.Event()
         self.finished = asyncio.Event()
         self._journal: list[list[JournalRecord]] = [[] for _ in range(NUM_PARTITIONS)]
@@ -56,6 +61,7 @@ class EchoHost:
         self._receipts: dict[tuple[UserKey, str], Receipt] = {}
         self._waiting: list[tuple[UserKey, str]] = []
         self._memories: dict[UserKey, EchoMemory] = {}
+        self._parked: list[Parked] = []
         self._absorbed = asyncio.Condition()
         self.num_absorbed = 0
 
@@ -86,6 +92,9 @@ class EchoHost:
             memory = self._memories.setdefault(owner, EchoMemory())
             memory.sequence += 1
             for _, name in [key for key in self._waiting if key[0] == owner]:
+                if UNLEARNABLE in _words(self._interactions[owner, name]):
+                    self._park(owner, name)
+                    continue
                 memory.words += _words(self._interactions[owner, name])
                 memory.num_interactions += 1
                 self.num_absorbed += 1
@@ -93,10 +102,19 @@ class EchoHost:
         async with self._absorbed:
             self._absorbed.notify_all()
 
-    async def wait_absorbed(self, receipts: Sequence[Receipt]) -> None:
+    def _park(self, owner: UserKey, name: str) -> None:
+        receipt, payload = self._receipts[owner, name], encode(self._interactions[owner, name])
+        why = (ParkReason.NOT_FINITE, "memory: expected finite numbers, found NaN or infinity")
+        self._parked.append(Parked(receipt.partition, receipt.position, owner, name, *why, payload))
+
+    async def wait_absorbed(self, receipts: Sequence[Receipt]) -> list[Parked]:
         names = {receipt.interaction_id for receipt in receipts}
+        self.num_waiters += 1
         async with self._absorbed:
             await self._absorbed.wait_for(lambda: not names & {name for _, name in self._waiting})
+        self.num_waiters -= 1
+        places = {(receipt.partition, receipt.position) for receipt in receipts}
+        return [parked for parked in self._parked if (parked.partition, parked.position) in places]
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AnswerPart | AnswerEnd]:
         words = request.messages[-1].text.split()
@@ -157,8 +175,9 @@ class EchoHost:
     async def export(self, owner: UserKey) -> UserExport:
         records = [record for records in self._journal for record in records if record.owner == owner]
         has_memory = owner in self._memories
+        parked = tuple(one for one in self._parked if one.owner == owner)
         snapshot = self._snapshot(owner) if has_memory else None
-        return UserExport(await self.memory(owner), snapshot, tuple(records), ())
+        return UserExport(await self.memory(owner), snapshot, tuple(records), parked)
 
     def _snapshot(self, owner: UserKey) -> Snapshot:
         memory = self._memories[owner]
@@ -174,6 +193,7 @@ class EchoHost:
                     num_interactions += 1
         self._interactions = {key: kept for key, kept in self._interactions.items() if key[0] != owner}
         self._waiting = [key for key in self._waiting if key[0] != owner]
+        self._parked = [one for one in self._parked if one.owner != owner]
         return Erasure(owner, had_memory, num_interactions)
 
     async def status(self) -> ShardStatus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from echo_host import UNLEARNABLE, EchoHost
 from server_process import echo_server
 from typer.testing import CliRunner, Result
 
@@ -20,6 +22,7 @@ from siltstone.journal.sources import SOURCES
 from siltstone_services.cli import app
 from siltstone_services.cli.feeding import SourceKind
 from siltstone_services.export_archive import read_archive
+from siltstone_services.gateway import Gateway
 
 Run = Callable[..., Result]
 
@@ -90,9 +93,80 @@ def test_an_answer_cannot_reach_the_terminal(run: Run) -> None:
 def test_a_file_is_recorded_once_in_pieces(run: Run, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("\n\n".join(f"Paragraph {n}. " + "word " * 400 for n in range(20)))
     first = run("record", "-u", "hal", "--file", "notes.txt", "--no-wait")
-    assert first.stdout.startswith("recorded 4 interactions; ")
+    assert first.stdout.startswith("recorded 20 interactions; ")
     again = run("record", "-u", "hal", "--file", "notes.txt")
-    assert again.stdout.startswith("absorbed 0 interactions, 4 known already; ")
+    known = "20 known already, or forgotten since; --again learns it anew"
+    assert again.stdout.startswith(f"absorbed 0 interactions, {known}; ")
+
+
+def test_a_forgotten_file_stays_forgotten_unless_it_is_to_be_learned_anew(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("The depot opens at seven.")
+    told = ("record", "-u", "hera", "--file", "notes.txt")
+    assert run(*told).stdout.startswith("absorbed 1 interaction; ")
+    run("forget", "-u", "hera", "--yes")
+    assert run(*told).stdout.startswith("absorbed 0 interactions, 1 known already, or forgotten since; --again")
+    assert "seven" not in run("chat", "-u", "hera", "-m", "When?").stdout
+    assert run(*told, "--again").stdout.startswith("absorbed 1 interaction; ")
+    assert "seven" in run("chat", "-u", "hera", "-m", "When?").stdout
+
+
+@pytest.mark.parametrize("words", [[UNLEARNABLE], ["--file", "notes.txt"]])
+def test_what_was_parked_is_not_called_absorbed(run: Run, tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "notes.txt").write_text(f"{UNLEARNABLE}\n\n" + "word " * 795 + "\n\nThe depot opens at seven.")
+    failed = run("record", "-u", f"hugo{len(words)}", *words)
+    num_absorbed = "1 interaction" if len(words) == 2 else "0 interactions"
+    assert failed.stdout.startswith(f"absorbed {num_absorbed}, 1 parked; ")
+    assert failed.stderr == "parked: not_finite: memory: expected finite numbers, found NaN or infinity\n"
+    assert failed.exit_code == 7
+    assert run("record", "-u", f"hugo{len(words)}", "--no-wait", *words).exit_code == 0
+
+
+def test_parked_feedback_is_not_called_learned(run: Run) -> None:
+    given = run("feedback", "-u", "iris", "--kind", "up", "--question", UNLEARNABLE, "--answer", "At nine.")
+    assert (given.exit_code, given.stderr[:19]) == (7, "parked: not_finite:")
+    talk = run("chat", "-u", "iris", "--consent", input=f"When?\n/correct {UNLEARNABLE}\n")
+    assert "parked: not_finite:" in talk.stderr
+    assert "learned" not in talk.stdout
+
+
+def test_a_long_file_tells_how_far_it_is(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "long.txt").write_text("\n\n".join(f"Paragraph {n}. " + "word " * 700 for n in range(9)))
+    assert run("record", "-u", "ivo", "--file", "long.txt").stderr == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    told = run("record", "-u", "ivo", "--file", "long.txt", "--again").stderr
+    assert "absorbed 9 of 9 interactions" in told
+
+
+async def test_ctrl_c_during_a_long_file_says_how_much_is_recorded(
+    gateway: Gateway, host: EchoHost, tmp_path: Path
+) -> None:
+    host.is_paused = True
+    (tmp_path / "long.txt").write_text("\n\n".join(f"Paragraph {n}. " + "word " * 700 for n in range(8)))
+    words = ["record", "-u", "ivo", "--file", str(tmp_path / "long.txt"), "--address", gateway.address]
+    recording = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "from siltstone_services.cli import main; main()",
+        *words,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry), "COLUMNS": "200"},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    while (await host.status()).lag_interactions < 8 or host.num_waiters == 0:
+        assert recording.returncode is None
+        await asyncio.sleep(0.01)
+    recording.send_signal(signal.SIGINT)
+    _, told = await recording.communicate()
+    assert b"stopped: recorded 8 of 8 interactions, 0 of them known to be absorbed" in told
+    assert recording.returncode != 0
+
+
+@pytest.mark.parametrize("words", [["a\udcffb"], ["--file", "-"], ["--document", "a\udcffb"]])
+def test_a_text_that_is_none_is_refused_and_not_mended(run: Run, words: list[str]) -> None:
+    refused = run("record", "-u", "jan", *words, input="seven\0eight")
+    assert refused.exit_code == 3
+    complaint = "--file: expected text, found a NUL character at 5" if "-" in words else "not valid unicode"
+    assert complaint in refused.stderr
+    assert "none yet" in run("memory", "-u", "jan").stdout
 
 
 def test_a_file_comes_from_the_standard_input_too(run: Run) -> None:
@@ -154,6 +228,24 @@ def test_a_replay_writes_everything_once_and_measures_it(run: Run, tmp_path: Pat
     assert (figures["replay recorded"], figures["replay duplicates"]) == (0, 100)
 
 
+@pytest.mark.parametrize(("text", "num_skipped"), [("", "0 pieces"), ("not json\n", "1 piece")])
+def test_a_replay_of_nothing_that_can_be_read_fails(run: Run, tmp_path: Path, text: str, num_skipped: str) -> None:
+    (tmp_path / "bad.jsonl").write_text(text)
+    failed = run("replay", "bad.jsonl", "--from", "jsonl", "--json", "figures.json")
+    assert failed.exit_code == 3
+    found = f"none, and {num_skipped} that could not be read"
+    assert failed.stderr.splitlines()[-1] == f"siltstone: FILE: expected something to replay, as jsonl, found {found}"
+    assert {figure.value for figure in read_figures(tmp_path / "figures.json") if "recorded" in figure.name} == {0}
+
+
+def test_one_line_recalled_is_not_several_and_what_is_not_stored_has_no_size(run: Run) -> None:
+    run("record", "-u", "kira", "seven")
+    told = run("chat", "-u", "kira", "-m", "When?", "--recall", "both").stderr
+    assert "· 1 line recalled" in told
+    assert "nothing stored" in run("memory", "-u", "nobody").stdout
+    assert "nothing stored" not in run("memory", "-u", "kira").stdout
+
+
 @pytest.mark.parametrize(
     ("words", "code", "complaint"),
     [
@@ -163,11 +255,18 @@ def test_a_replay_writes_everything_once_and_measures_it(run: Run, tmp_path: Pat
         (["record", "-u", "ada", " "], 3, "expected text, found only white space"),
         (["record", "-u", "ada", "--document", "x" * 70_000], 3, "text: expected at most 65536 bytes, found 70000"),
         (["replay", "none", "--from", "irc"], 4, "no such file: none"),
+        (
+            ["export", "-u", "ada", "-o", "none/ada.zip"],
+            3,
+            "--output: expected a file in a folder that is there, found",
+        ),
+        (["chat", "-u", "ada", "-m", "Hi", "--seed", "-1"], 3, "sampling.seed: expected 0 to 18446744073709551615"),
         (["memory", "-u", "ada", "--address", "127.0.0.1:1"], 2, "nobody answers at 127.0.0.1:1. Start one with"),
+        (["core", "remove", "nope"], 4, "no such core: nope. Add one with"),
         (["core", "show"], 4, "no such core: default. Add one with `siltstone core add"),
         (["core", "add", "nowhere"], 3, "core source: expected pypi:PACKAGE"),
         (["--set", "gateway.prot=1", "config", "show"], 2, "gateway.prot: unknown key (did you mean port?)"),
-        (["--set", "nonsense", "config", "show"], 3, "--set: expected NAME=VALUE"),
+        (["--set", "nonsense", "config", "show"], 2, "--set: expected NAME=VALUE"),
         (["--config", "none.toml", "config", "show"], 2, "none.toml: No such file"),
         (["chat"], 2, "Missing option"),
     ],

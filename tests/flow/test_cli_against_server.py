@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 from tiny_home import add_tiny_core, write_config
 from typer.testing import CliRunner, Result
 
+from siltstone.adapters.core_store import CoreStore
 from siltstone.evaluation.figures import read_figures
 from siltstone_services.cli import app
 from siltstone_services.export_archive import read_archive
@@ -111,7 +113,7 @@ def test_what_is_recorded_changes_the_answers_of_that_user_only(run: Run) -> Non
     assert answer_of(run("chat", "-u", "ada", "-m", "Where do I live?", "--core-only")) == before["ada"]
     recalled = run("chat", "-u", "ada", "-m", "What is my dog called?", "--recall", "both")
     assert recalled.exit_code == 0
-    assert "1 lines recalled" in recalled.stderr
+    assert "1 line recalled" in recalled.stderr
 
 
 def test_a_talk_with_consent_is_learned_and_one_without_is_not(run: Run) -> None:
@@ -177,10 +179,47 @@ def test_other_peoples_data_is_replayed_and_absorbed(run: Run, tmp_path: Path) -
     assert (figures["replay recorded"], figures["replay duplicates"]) == (0, 12)
 
 
+@pytest.mark.usefixtures("words")
+def test_an_export_of_a_damaged_memory_has_all_the_rest_and_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    add_tiny_core(folder)
+    write_config(folder)
+    assert speak(folder, "record", "-u", "ada", "--embedded", "I live in Oslo.").exit_code == 0
+    with sqlite3.connect(folder / "siltstone.db") as connection:
+        connection.execute("UPDATE snapshot_blob SET blob = zeroblob(length(blob))")
+    connection.close()
+    exported = speak(folder, "export", "-u", "ada", "--embedded")
+    assert exported.exit_code == 6
+    assert "no snapshot (damaged), 1 journal record, 0 parked" in exported.stdout
+    assert "memory of local/ada is damaged: expected sha256" in exported.stderr
+    files = read_archive(tmp_path / "ada.zip")
+    assert b"Oslo" in files["journal.jsonl"]
+    assert json.loads(files["manifest.json"])["snapshot_damage"]["what"] == "memory of local/ada"
+
+
 def test_a_question_too_long_for_the_core_is_refused_in_one_line(run: Run) -> None:
     refused = run("chat", "-u", "ian", "-m", "long " * 300)
     assert refused.exit_code == 3
     assert refused.stderr.splitlines()[-1].startswith("siltstone: messages: expected 1 to 511 tokens, found")
+
+
+def test_a_core_that_is_served_stays_and_another_may_go(run: Run, served: Path) -> None:
+    digest = CoreStore(served).resolve("tiny")
+    refused = run("core", "remove", "tiny", "--yes")
+    assert refused.exit_code == 5
+    assert f"the removal of core {digest[:12]} is unavailable: process " in refused.stderr
+    assert CoreStore(served).resolve("tiny") == digest
+    other = add_tiny_core(served, seed=8, name="other")
+    assert run("core", "remove", "other", "--yes").exit_code == 0
+    assert [listing.digest for listing in CoreStore(served).list()] == [digest] != [other]
+
+
+def test_a_second_server_on_a_home_is_refused_before_it_loads_anything(run: Run) -> None:
+    refused = run("up", "--port", "0")
+    assert refused.exit_code == 5
+    assert "uses it" in refused.stderr
+    assert "loading" not in refused.stderr
 
 
 @pytest.mark.usefixtures("words")
@@ -201,7 +240,8 @@ def test_a_server_lets_its_answer_end_when_told_to_stop_and_comes_back_after_a_k
             assert talk.returncode == 0, end
             assert "· snapshot 1 · 400 tokens" in end
         assert process.wait(30) == 0
-    assert any('"gateway stopped"' in line and '"is_idle": true' in line for line in log), log
+    assert any('"shard stopped", "num_waiting": 0' in line for line in log), log
+    assert any('"gateway stopped"' in line and '"num_given_up": 0' in line for line in log), log
     with up(folder) as (process, _):
         assert answer_of(speak(folder, *asked)) == taught
         assert speak(folder, "record", "-u", "ada", "--no-wait", "My dog is called Ferro.").exit_code == 0

@@ -78,6 +78,7 @@ async def test_a_card_counts_what_was_learned(home: Path) -> None:
     async with open_host(home) as host:
         empty = await host.memory(ADA)
         assert (empty.sequence, empty.num_interactions, empty.core) == (0, 0, host.version)
+        assert empty.size_bytes == 0
         await teach(host, *[said(ADA, f"a{n}", line) for n, line in enumerate(LINES)])
         card = await host.memory(ADA)
         assert (card.sequence, card.num_interactions, card.reservoir_entries) == (1, 4, 4)
@@ -374,6 +375,16 @@ async def test_answers_go_on_while_much_is_absorbed_and_absorbing_while_much_is_
         assert (await host.memory(ADA)).num_interactions == 16
 
 
+async def test_a_host_that_stops_logs_what_still_waits(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    async with open_host(home, {"shard.gather_wait_s": 30.0}) as host:
+        receipts = await host.record([said(ADA, f"a{n}", LINES[0]) for n in range(3)])
+    async with open_host(home) as host:
+        await host.wait_absorbed(receipts)
+    stops = [record for record in caplog.records if record.message == "shard stopped"]
+    assert [vars(record)["num_waiting"] for record in stops] == [3, 0]
+
+
 async def test_a_host_that_was_stopped_says_so(home: Path) -> None:
     async with open_host(home) as host:
         items = host.generate(asking(ADA, "Tell me.", 400))
@@ -394,6 +405,10 @@ async def test_a_memory_of_another_shape_is_named_and_kept_and_what_comes_is_par
     async with open_host(home, {"memory.rank": 3}) as host:
         with pytest.raises(SnapshotMismatch):
             await host.memory(ADA)
+        export = await host.export(ADA)
+        assert (export.damage, export.card.sequence, len(export.journal)) == (None, 1, 1)
+        assert export.snapshot is not None
+        assert export.snapshot.blob == kept
         await teach(host, said(ADA, "a1", LINES[1]), said(BEN, "b0", LINES[1]))
         assert (await host.status()).num_parked == 1
         assert (await host.memory(BEN)).num_interactions == 1

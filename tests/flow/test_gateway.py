@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from contextlib import aclosing
 
 import grpc
 import pytest
-from echo_host import CORE, EchoHost
+from echo_host import CORE, UNLEARNABLE, EchoHost
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
@@ -24,6 +25,8 @@ from siltstone.values import (
     Interaction,
     InteractionKind,
     Message,
+    Parking,
+    ParkReason,
     Role,
     Sampling,
     UserKey,
@@ -82,6 +85,24 @@ async def test_the_same_id_sent_again_is_the_same_interaction(client: SiltstoneC
     assert (again.position, again.partition, again.duplicate) == (first.position, first.partition, True)
     assert other.duplicate is False
     assert (await client.memory(ADA)).num_interactions == 1
+
+
+async def test_who_waits_is_told_what_was_parked_and_why(client: SiltstoneClient) -> None:
+    good, bad = await client.record([document("a"), document("b", UNLEARNABLE)], wait_absorbed=True)
+    assert good.parked is None
+    assert bad.parked == Parking(ParkReason.NOT_FINITE, "memory: expected finite numbers, found NaN or infinity")
+    (again,) = await client.record([document("b", UNLEARNABLE)], wait_absorbed=True)
+    assert again == dataclasses.replace(bad, duplicate=True)
+    (not_waited_for,) = await client.record([document("b", UNLEARNABLE)])
+    assert not_waited_for.parked is None
+
+
+async def test_who_waits_is_told_of_parked_feedback_too(client: SiltstoneClient) -> None:
+    exchange = (Message(Role.USER, UNLEARNABLE), Message(Role.ASSISTANT, "At seven."))
+    thumb = Interaction("t", ADA, InteractionKind.THUMB_UP, 1, exchange)
+    told = await client.feedback(thumb, wait_absorbed=True)
+    assert told.parked is not None
+    assert told.parked.reason is ParkReason.NOT_FINITE
 
 
 async def test_waiting_returns_only_when_all_is_absorbed(client: SiltstoneClient, host: EchoHost) -> None:
@@ -248,7 +269,10 @@ def reflected_services(address: str) -> list[str]:
 
 
 @pytest.mark.parametrize("budget_s", [20.0, 0.1])
-async def test_a_stop_lets_running_answers_end_within_its_budget(budget_s: float) -> None:
+async def test_a_stop_lets_running_answers_end_within_its_budget(
+    budget_s: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     host = EchoHost(pause_s=0.02)
     gateway = Gateway(host, GatewayConfig(port=0, drain_budget_s=budget_s), AdmissionLimits(), SystemClock())
     async with gateway, SiltstoneClient(gateway.address) as client:
@@ -270,6 +294,8 @@ async def test_a_stop_lets_running_answers_end_within_its_budget(budget_s: float
             assert host.given_up.is_set()
         await stop
         await watch.aclose()
+        (stopped,) = [record for record in caplog.records if record.message == "gateway stopped"]
+        assert vars(stopped)["num_given_up"] == (0 if budget_s > 1 else 1)
         with pytest.raises(Unavailable, match=gateway.address):
             await client.memory(ADA)
 

@@ -98,6 +98,7 @@ async def test_it_is_the_gateway_that_refuses(case: str) -> None:
         ({"sampling": Sampling(max_tokens=0)}, "sampling.max_tokens"),
         ({"sampling": Sampling(max_tokens=1_000_000)}, "sampling.max_tokens"),
         ({"sampling": Sampling(temperature=-1.0)}, "sampling.temperature"),
+        ({"sampling": Sampling(temperature=10.5)}, "sampling.temperature"),
         ({"sampling": Sampling(temperature=float("nan"))}, "sampling.temperature"),
         ({"sampling": Sampling(temperature=float("inf"))}, "sampling.temperature"),
         ({"sampling": Sampling(top_p=0.0)}, "sampling.top_p"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,18 @@ from siltstone.errors import Corrupt, Unavailable
 from siltstone.journal.admit import encode
 from siltstone.journal.partition import partition_of, row_of
 from siltstone.memory.absorber import Absorber
-from siltstone.values import Commit, Consent, Interaction, JournalRecord, Message, ParkReason, Receipt, Role, UserKey
+from siltstone.values import (
+    Commit,
+    Consent,
+    Interaction,
+    JournalRecord,
+    Message,
+    Parked,
+    ParkReason,
+    Receipt,
+    Role,
+    UserKey,
+)
 from siltstone_services import shard as host_module
 
 NUM_PARTITIONS = 4
@@ -129,6 +140,45 @@ def wild(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("wild")
+async def test_what_is_parked_is_told_to_who_waits_and_logged_once_without_content(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_host(home) as host:
+        receipts = await host.record(
+            [said(ADA, "a0", SOUND), said(ADA, "a1", "An overflow."), said(FRIEND, "f0", SOUND)]
+        )
+        (parked,) = await host.wait_absorbed(receipts)
+        assert (parked.owner, parked.interaction_id, parked.reason) == (ADA, "a1", ParkReason.NOT_FINITE)
+        await teach(host, said(ADA, "a2", SOUND), said(FRIEND, "f1", SOUND))
+        assert await host.wait_absorbed(receipts) == [parked]
+        assert await host.wait_absorbed([receipts[0], receipts[2]]) == []
+    (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert (told.message, vars(told)["owner"]) == ("interaction parked", "office/ada")
+    assert (vars(told)["interaction_id"], vars(told)["reason"]) == ("a1", "not_finite")
+    assert "overflow" not in str(vars(told))
+
+
+class ForgetfulStore(SqliteSnapshotStore):
+    """Cannot say what it parked."""
+
+    def parked_at(self, partition: int, positions: Sequence[int]) -> list[Parked]:
+        raise Unavailable("the store", "disk I/O error")
+
+
+@pytest.mark.usefixtures("wild")
+async def test_a_store_that_cannot_name_what_it_parked_is_logged_and_stops_nothing(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_host(home, store_of=ForgetfulStore) as host:
+        receipts = await host.record([said(ADA, "a0", "An overflow.")])
+        with pytest.raises(Unavailable, match="disk I/O error"):
+            await host.wait_absorbed(receipts)
+        assert (await host.status()).num_parked == 1
+    (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert (told.message, vars(told)["num_parked"]) == ("interactions parked", 1)
+
+
+@pytest.mark.usefixtures("wild")
 async def test_what_gives_no_numbers_is_parked_alone_and_the_memory_stays(home: Path) -> None:
     async with open_host(home) as host:
         await teach(host, said(ADA, "a0", SOUND))
@@ -209,9 +259,15 @@ async def test_a_flipped_bit_in_a_memory_is_that_users_trouble_only(
     if not is_resident:
         damage(home, ADA)
     async with open_host(home) as host:
-        for ask in (host.memory(ADA), host.export(ADA), scores(host, ADA), answer(host, asking(ADA, "Hi"))):
+        for ask in (host.memory(ADA), scores(host, ADA), answer(host, asking(ADA, "Hi"))):
             with pytest.raises(Corrupt, match="memory of office/ada"):
                 await ask
+        kept = await host.export(ADA)
+        assert kept.damage is not None
+        assert (kept.snapshot, kept.damage.what, kept.card.size_bytes) == (None, "memory of office/ada", 0)
+        assert kept.journal[0].interaction_id == "a0"
+        assert len(kept.parked) == (1 if is_resident else 0)
+        assert (await host.export(FRIEND)).damage is None
         assert (await answer(host, asking(ADA, "Hi", core_only=True)))[1].snapshot_sequence == 0
         await teach(host, said(ADA, "a2", SOUND), said(FRIEND, "f2", SOUND))
         assert (await host.memory(FRIEND)).num_interactions == (3 if is_resident else 2)

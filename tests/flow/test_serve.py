@@ -14,7 +14,7 @@ from server_process import echo_server
 from siltstone.errors import Unavailable
 from siltstone.values import AnswerEnd, GenerateRequest, Message, Role, UserKey
 from siltstone_services.client import SiltstoneClient
-from siltstone_services.home import NoServer, exclusive, find_server
+from siltstone_services.home import Holder, NoServer, exclusive, find_server, holder_of
 
 ASKED = GenerateRequest(UserKey("office", "ada"), (Message(Role.USER, "word " * 60),))
 
@@ -69,6 +69,28 @@ def test_a_killed_server_is_not_found_and_leaves_its_home_free(tmp_path: Path) -
             find_server(tmp_path)
         with exclusive(tmp_path):
             pass
+
+
+def test_a_server_that_does_not_listen_yet_is_starting_and_not_missing(tmp_path: Path) -> None:
+    (tmp_path / "up.json").write_text(json.dumps({"address": "x", "pid": 2**22 + 1}))
+    with exclusive(tmp_path):
+        told = f"process {os.getpid()} holds .* and does not listen: it is starting"
+        with pytest.raises(Unavailable, match=told) as starting:
+            find_server(tmp_path)
+        assert not isinstance(starting.value, NoServer)
+    with pytest.raises(NoServer):
+        find_server(tmp_path)
+
+
+def test_a_home_tells_who_holds_it_and_which_core_is_used(tmp_path: Path) -> None:
+    assert holder_of(tmp_path) is None
+    with exclusive(tmp_path) as hold:
+        assert holder_of(tmp_path) == Holder(str(os.getpid()), "")
+        hold.use("ab" * 32)
+        assert holder_of(tmp_path) == Holder(str(os.getpid()), "ab" * 32)
+        hold.use("")
+        assert holder_of(tmp_path) == Holder(str(os.getpid()), "")
+    assert holder_of(tmp_path) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"address": "x"}', '{"address": "x", "pid": "y"}'])

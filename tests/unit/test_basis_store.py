@@ -66,6 +66,23 @@ def test_a_builder_that_died_before_the_seal_leaves_nothing_that_counts(tmp_path
         BasisStore(tmp_path).get(RECIPE, never)
 
 
+def test_damage_names_the_file_to_delete_and_deleting_it_mends_it(tmp_path: Path) -> None:
+    _, digest = BasisStore(tmp_path).get(RECIPE, build)
+    (kept,) = (tmp_path / "bases").glob("*.safetensors")
+    (seal,) = (tmp_path / "bases").glob("*.sha256")
+    kept.write_bytes(b"half")
+    with pytest.raises(Corrupt, match=f"delete {seal}, and it is built anew"):
+        BasisStore(tmp_path).get(RECIPE, never)
+    seal.unlink()
+    assert BasisStore(tmp_path).get(RECIPE, build)[1] == digest
+
+
+def test_what_is_kept_is_for_this_user_only(tmp_path: Path) -> None:
+    BasisStore(tmp_path / "home").get(RECIPE, build)
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "home" / "bases").stat().st_mode & 0o777 == 0o700
+
+
 def test_a_folder_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "bases").write_text("a file in its place")
     with pytest.raises(Unavailable, match="the read bases"):

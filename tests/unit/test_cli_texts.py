@@ -14,22 +14,37 @@ from siltstone_services.cli.exits import exit_code, one_line
 from siltstone_services.cli.options import Settings
 from siltstone_services.commands.core import name_from
 from siltstone_services.commands.feeding import pieces
-from siltstone_services.commands.screen import size_text, visible
+from siltstone_services.commands.screen import counted, size_text, visible
 from siltstone_services.home import NoServer
-from siltstone_services.logs import JsonLines
+from siltstone_services.logs import JsonLines, log_to_stderr
 
 
 @given(st.text(alphabet=st.sampled_from("ab \n"), max_size=200).map(lambda text: text * 300))
 def test_a_text_in_pieces_loses_nothing_but_white_space(text: str) -> None:
     parts = list(pieces(text))
     assert "".join("".join(parts).split()) == "".join(text.split())
-    assert all(0 < len(part) <= 12_000 for part in parts)
+    assert all(0 < len(part) <= 4_000 for part in parts)
     assert all(part == part.strip() for part in parts)
 
 
 def test_a_text_is_broken_between_paragraphs() -> None:
-    paragraphs = ["word " * 1000 + "end." for _ in range(5)]
+    paragraphs = ["A sentence. " * 250 + "end." for _ in range(5)]
     assert all(part.endswith("end.") for part in pieces("\n\n".join(paragraphs)))
+
+
+@pytest.mark.parametrize(
+    ("unit", "end"),
+    [
+        ("Some words of one\nsentence. ", "sentence."),
+        ('He said: "No words of mine!" ', 'mine!"'),
+        ("a line without an end\n", "end"),
+        ("word ", "word"),
+    ],
+)
+def test_a_long_paragraph_is_broken_after_a_sentence_else_a_line_else_a_word(unit: str, end: str) -> None:
+    parts = list(pieces(unit * 1000))
+    assert len(parts) > 1
+    assert all(part.endswith(end) and 3_000 < len(part) <= 4_000 for part in parts[:-1])
 
 
 @pytest.mark.parametrize(
@@ -92,8 +107,31 @@ def test_values_are_read_as_toml_and_quotes_may_be_left_out() -> None:
 
 @pytest.mark.parametrize("text", ["novalue", "=1", " =1"])
 def test_a_value_without_a_name_is_refused(text: str) -> None:
-    with pytest.raises(InvalidInput, match="NAME=VALUE"):
+    with pytest.raises(ConfigInvalid, match="NAME=VALUE"):
         Settings(None, None, (text,)).overrides()
+
+
+def test_a_library_that_sets_its_own_level_says_no_more_than_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    library, root = logging.getLogger("a library"), logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    library.setLevel("DEBUG")
+    # Not force: pytest's own handlers are to outlive this test.
+    root.handlers.clear()
+    try:
+        log_to_stderr("info")
+        library.debug("building an index")
+        library.info("built")
+    finally:
+        library.setLevel("NOTSET")
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["message"] == "built"
+
+
+@pytest.mark.parametrize(("number", "told"), [(0, "0 lines"), (1, "1 line"), (2, "2 lines"), (1200, "1,200 lines")])
+def test_one_thing_is_not_several(number: int, told: str) -> None:
+    assert counted(number, "line") == told
 
 
 def test_a_log_line_is_json_with_its_fields() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from siltstone.values import (
     ParkReason,
     Role,
     Snapshot,
+    SnapshotDamage,
     UserExport,
     UserKey,
 )
@@ -46,6 +48,21 @@ def test_an_archive_holds_everything(tmp_path: Path) -> None:
     assert files["snapshot.bin"] == b"\0\1\2\3\4\5"
     assert json.loads(files["card.json"])["sequence"] == 3
     assert list(tmp_path.iterdir()) == [tmp_path / "ada.zip"]
+
+
+def test_an_archive_says_what_is_wrong_with_a_damaged_snapshot(tmp_path: Path) -> None:
+    damage = SnapshotDamage("memory of office/ada", "sha256 a", "sha256 b")
+    for name, export in (("whole", EXPORT), ("damaged", replace(EXPORT, snapshot=None, damage=damage))):
+        write_archive(tmp_path / name, export)
+    told = [json.loads(read_archive(tmp_path / name)["manifest.json"]) for name in ("whole", "damaged")]
+    assert told[0]["snapshot_damage"] is None
+    assert told[1]["snapshot_damage"] == {"what": damage.what, "expected": "sha256 a", "found": "sha256 b"}
+    assert len(read_archive(tmp_path / "damaged")["journal.jsonl"].splitlines()) == 2
+
+
+def test_a_place_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"output: expected a file that can be written, found .*ada\.zip: No such"):
+        write_archive(tmp_path / "none" / "ada.zip", EXPORT)
 
 
 def test_equal_exports_give_equal_files(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from siltstone.values import (
     Sampling,
     ShardStatus,
     Snapshot,
+    SnapshotDamage,
     UserExport,
     UserKey,
 )
@@ -86,6 +87,7 @@ EXPORTS = st.builds(
     st.none() | SNAPSHOTS,
     st.lists(RECORDS, max_size=3).map(tuple),
     st.lists(PARKED, max_size=3).map(tuple),
+    st.none() | st.builds(SnapshotDamage, TEXT, TEXT, TEXT),
 )
 
 
@@ -215,6 +217,17 @@ def test_what_protobuf_cannot_hold_is_refused_before_it_is_sent(change: dict[str
     interactions.interaction_to_proto(interaction)
     with pytest.raises(InvalidInput):
         interactions.interaction_to_proto(dataclasses.replace(interaction, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"seed": -1}, "seed"), ({"seed": 2**64}, "seed"), ({"max_tokens": 2**31}, "max_tokens")],
+)
+def test_a_number_that_does_not_fit_is_refused_by_its_field(change: dict[str, int], field: str) -> None:
+    request = GenerateRequest(OWNER, (Message(Role.USER, "Hi"),), Sampling(**change))
+    with pytest.raises(InvalidInput) as refusal:
+        answers.generate_request_to_proto(request)
+    assert (refusal.value.field, refusal.value.found) == (f"sampling.{field}", str(change[field]))
 
 
 def test_a_conversation_is_no_feedback() -> None:

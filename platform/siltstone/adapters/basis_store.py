@@ -35,25 +35,27 @@ class BasisStore:
         name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
         path, seal = self._folder / f"{name}.safetensors", self._folder / f"{name}.sha256"
         if not seal.exists():
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, exist_ok=True)
             for left in self._folder.glob(f"{name}.*.part"):
                 left.unlink()
             content = save({part: tensor.contiguous().cpu() for part, tensor in build().items()})
             # The seal is written last: a file without one is not there.
             _write(path, content)
             _write(seal, hashlib.sha256(content).hexdigest().encode())
+        mend = f"delete {seal}, and it is built anew"
         expected = seal.read_bytes().decode("ascii", "replace")
         try:
             content = path.read_bytes()
         except FileNotFoundError as error:
-            raise Corrupt(f"basis {name}", expected, "no file") from error
+            raise Corrupt(f"basis {name}", expected, f"no file; {mend}") from error
         found = hashlib.sha256(content).hexdigest()
         if found != expected:
-            raise Corrupt(f"basis {name}", expected, found)
+            raise Corrupt(f"basis {name}", expected, f"{found}; {mend}")
         try:
             tensors = load(content)
         except SafetensorError as error:
-            raise Corrupt(f"basis {name}", "safetensors", str(error)) from error
+            raise Corrupt(f"basis {name}", "safetensors", f"{error}; {mend}") from error
         return tensors, found
 
 

@@ -192,7 +192,8 @@ class CoreStore:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Holds the store's write lock, and sweeps at both ends what a writer left behind, also a killed one."""
-        self._cores.mkdir(parents=True, exist_ok=True)
+        self._cores.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._cores.mkdir(mode=0o700, exist_ok=True)
         with open(self._cores / ".lock", "w") as lock:
             flock(lock, LOCK_EX)
             self._sweep()

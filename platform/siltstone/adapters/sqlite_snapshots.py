@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from siltstone.adapters.fingerprint import fingerprint, verify
 from siltstone.adapters.sqlite_file import PAGE_BYTES, SqliteFile
@@ -119,6 +120,23 @@ class SqliteSnapshotStore:
                 if payload is not None:
                     verify(f"parked record {parked.position} of partition {parked.partition}", payload_digest, payload)
                     yield replace(parked, payload=payload)
+
+    def parked_at(self, partition: int, positions: Sequence[int]) -> list[Parked]:
+        """See `ports.SnapshotStore.parked_at`."""
+        self._file.check_partition(partition)
+        wanted = ", ".join(str(int(position)) for position in positions)
+        with self._file.reading() as connection:
+            rows = connection.execute(
+                f"SELECT {_PARKED_COLUMNS}, payload FROM parked WHERE partition = ? AND position IN ({wanted})"
+                " ORDER BY parked_row",
+                (partition,),
+            ).fetchall()
+        found = []
+        for *fields, digest, payload in rows:
+            parked, payload_digest = _verified_parked(fields, digest)
+            verify(f"parked record {parked.position} of partition {partition}", payload_digest, payload)
+            found.append(replace(parked, payload=payload))
+        return found
 
     def erase(self, owner: UserKey, lease: Lease) -> bool:
         """See `ports.SnapshotStore.erase`. The bytes are gone from the file and its log when it returns.
@@ -239,14 +257,19 @@ def _read_parked_rows(connection: sqlite3.Connection) -> list[tuple[int, Parked,
     found: list[tuple[int, Parked, bytes]] = []
     for row in connection.execute(f"SELECT parked_row, {_PARKED_COLUMNS} FROM parked ORDER BY parked_row"):
         parked_row, *fields, digest = row
-        partition, position, tenant, user, interaction_id, reason, detail, payload_digest = fields
-        verify(f"parked record {position} of partition {partition}", digest, *fields)
+        parked, payload_digest = _verified_parked(fields, digest)
         if found and parked_row <= found[-1][0]:
             raise Corrupt("the parked interactions", f"a row after {found[-1][0]}", f"row {parked_row}")
-        owner = UserKey(tenant, user)
-        parked = Parked(partition, position, owner, interaction_id, ParkReason(reason), detail, b"")
         found.append((parked_row, parked, payload_digest))
     return found
+
+
+def _verified_parked(fields: Sequence[Any], digest: bytes) -> tuple[Parked, bytes]:
+    """Returns a parked interaction without its payload, and the digest of that."""
+    partition, position, tenant, user, interaction_id, reason, detail, payload_digest = fields
+    verify(f"parked record {position} of partition {partition}", digest, *fields)
+    owner = UserKey(tenant, user)
+    return Parked(partition, position, owner, interaction_id, ParkReason(reason), detail, b""), payload_digest
 
 
 def _read_parked_payload(connection: sqlite3.Connection, parked_row: int) -> bytes | None:

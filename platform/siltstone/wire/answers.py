@@ -32,18 +32,25 @@ _RECALL_NUMBERS: Final[dict[RecallMode, pb.RecallMode]] = {
     "text": pb.RECALL_MODE_TEXT,
     "both": pb.RECALL_MODE_BOTH,
 }
+_WHOLE_NUMBERS: Final = {"max_tokens": f"1 to {2**31 - 1}", "seed": f"0 to {2**64 - 1}"}
 RECALL_MODES: Final = Numbering(_RECALL_NUMBERS)
 FINISH_REASONS: Final = Numbering(
     {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.MAX_TOKENS: pb.FINISH_REASON_MAX_TOKENS}
 )
 
 
-@refusing_what_does_not_fit
 def sampling_to_proto(sampling: Sampling) -> pb.Sampling:
-    """Writes how tokens are chosen."""
-    return pb.Sampling(
-        max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p, seed=sampling.seed
-    )
+    """Writes how tokens are chosen.
+
+    Raises: InvalidInput, naming the field, for a number that protobuf cannot hold.
+    """
+    written = pb.Sampling(temperature=sampling.temperature, top_p=sampling.top_p)
+    for name, expected in _WHOLE_NUMBERS.items():
+        try:
+            setattr(written, name, getattr(sampling, name))
+        except (ValueError, OverflowError) as error:
+            raise InvalidInput(f"sampling.{name}", expected, str(getattr(sampling, name))) from error
+    return written
 
 
 def sampling_from_proto(sampling: pb.Sampling) -> Sampling:

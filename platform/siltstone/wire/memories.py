@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from siltstone.errors import Corrupt
@@ -13,8 +14,11 @@ from siltstone.values import (
     LevelCard,
     MemoryCard,
     Parked,
+    Parking,
     ParkReason,
+    Receipt,
     Snapshot,
+    SnapshotDamage,
     UserExport,
     UserKey,
 )
@@ -88,6 +92,41 @@ def erasure_from_proto(owner: UserKey, response: pb.ForgetUserResponse) -> Erasu
     return Erasure(owner, response.had_memory, response.num_interactions)
 
 
+def parked_to_proto(parked: Parked) -> pb.ParkedInteraction:
+    """Writes a parked interaction."""
+    return pb.ParkedInteraction(
+        partition=parked.partition,
+        position=parked.position,
+        interaction_id=parked.interaction_id,
+        reason=PARK_REASONS.number(parked.reason),
+        detail=parked.detail,
+        payload=parked.payload,
+    )
+
+
+def parked_from_proto(owner: UserKey, parked: pb.ParkedInteraction) -> Parked:
+    """Reads a parked interaction of `owner`.
+
+    Raises: InvalidInput for an unknown reason to park.
+    """
+    reason = PARK_REASONS.member("parked.reason", parked.reason)
+    return Parked(
+        parked.partition, parked.position, owner, parked.interaction_id, reason, parked.detail, parked.payload
+    )
+
+
+def parking_told(receipts: Sequence[Receipt], parked: Iterable[pb.ParkedInteraction]) -> list[Receipt]:
+    """Returns the receipts, each with why it was parked where it was.
+
+    Raises: InvalidInput for an unknown reason to park.
+    """
+    told = {
+        (one.partition, one.position): Parking(PARK_REASONS.member("parked.reason", one.reason), one.detail)
+        for one in parked
+    }
+    return [replace(receipt, parked=told.get((receipt.partition, receipt.position))) for receipt in receipts]
+
+
 def export_to_proto(export: UserExport, chunk_bytes: int) -> Iterator[pb.ExportUserResponse]:
     """Writes an export as pieces, the snapshot in chunks of up to `chunk_bytes`."""
     yield pb.ExportUserResponse(card=card_to_proto(export.card))
@@ -99,6 +138,10 @@ def export_to_proto(export: UserExport, chunk_bytes: int) -> Iterator[pb.ExportU
         yield pb.ExportUserResponse(snapshot=header)
         for start in range(0, len(snapshot.blob), chunk_bytes):
             yield pb.ExportUserResponse(snapshot_bytes=snapshot.blob[start : start + chunk_bytes])
+    if export.damage is not None:
+        damage = export.damage
+        told = pb.SnapshotDamage(what=damage.what, expected=damage.expected, found=damage.found)
+        yield pb.ExportUserResponse(damage=told)
     for record in export.journal:
         written = pb.JournalRecord(
             partition=record.partition,
@@ -108,15 +151,7 @@ def export_to_proto(export: UserExport, chunk_bytes: int) -> Iterator[pb.ExportU
         )
         yield pb.ExportUserResponse(record=written)
     for parked in export.parked:
-        kept = pb.ParkedInteraction(
-            partition=parked.partition,
-            position=parked.position,
-            interaction_id=parked.interaction_id,
-            reason=PARK_REASONS.number(parked.reason),
-            detail=parked.detail,
-            payload=parked.payload,
-        )
-        yield pb.ExportUserResponse(parked=kept)
+        yield pb.ExportUserResponse(parked=parked_to_proto(parked))
 
 
 class ExportReader:
@@ -127,6 +162,7 @@ class ExportReader:
         self._card: MemoryCard | None = None
         self._header: pb.SnapshotHeader | None = None
         self._blob = bytearray()
+        self._damage: SnapshotDamage | None = None
         self._journal: list[JournalRecord] = []
         self._parked: list[Parked] = []
 
@@ -142,25 +178,16 @@ class ExportReader:
                 self._header = response.snapshot
             case "snapshot_bytes":
                 self._blob += response.snapshot_bytes
+            case "damage":
+                damage = response.damage
+                self._damage = SnapshotDamage(damage.what, damage.expected, damage.found)
             case "record":
                 record = response.record
                 self._journal.append(
                     JournalRecord(record.partition, record.position, self._owner, record.interaction_id, record.payload)
                 )
             case "parked":
-                parked = response.parked
-                reason = PARK_REASONS.member("parked.reason", parked.reason)
-                self._parked.append(
-                    Parked(
-                        parked.partition,
-                        parked.position,
-                        self._owner,
-                        parked.interaction_id,
-                        reason,
-                        parked.detail,
-                        parked.payload,
-                    )
-                )
+                self._parked.append(parked_from_proto(self._owner, response.parked))
 
     def finish(self) -> UserExport:
         """Returns the export.
@@ -177,4 +204,4 @@ class ExportReader:
                 raise Corrupt(what, f"{self._header.size_bytes} bytes of snapshot", f"{len(self._blob)}")
             if snapshot.digest != self._header.digest:
                 raise Corrupt(what, f"sha256 {self._header.digest}", snapshot.digest)
-        return UserExport(self._card, snapshot, tuple(self._journal), tuple(self._parked))
+        return UserExport(self._card, snapshot, tuple(self._journal), tuple(self._parked), self._damage)

@@ -58,9 +58,10 @@ def remove(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Remove a core. Memories learned under it cannot be used without it."""
+    digest = command.find(context.obj, name)
     if not yes:
         typer.confirm(f"Remove the core {name}? Memories learned under it cannot be used without it.", abort=True)
-    command.remove(context.obj, name)
+    command.remove(context.obj, digest)
 
 
 @app.command("use")

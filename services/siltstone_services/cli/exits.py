@@ -16,6 +16,9 @@ from siltstone.errors import (
 )
 from siltstone_services.home import NoServer
 
+PARKED: Final = 7
+"""What was recorded could not be absorbed. No error of ours: the answer says so."""
+
 # In order: the first that fits counts. 1 is any other failure, 2 is also what a wrong command line gives.
 EXIT_CODES: Final[tuple[tuple[type[SiltstoneError], int], ...]] = (
     (NoServer, 2),

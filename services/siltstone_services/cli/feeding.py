@@ -53,15 +53,18 @@ def record(
     document: Annotated[
         bool, typer.Option("--document", help="TEXT is something to read, not something said.")
     ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Learn a file anew that is known already, or was forgotten since.")
+    ] = False,
     share: ShareOption = False,
     wait: WaitOption = True,
     tenant: TenantOption = "local",
     address: AddressOption = None,
     embedded: EmbeddedOption = False,
 ) -> None:
-    """Let a user's memory learn a text, or a file as a document. Doing it again with the same file changes nothing."""
-    reach = Reach(context.obj, address, embedded)
-    command.record(reach, tenant, user, text, file, document, share, wait)
+    """Let a user's memory learn a text, or a file as documents. The same file a second time changes nothing."""
+    wish = command.RecordWish(tenant, user, text, file, document, again, share, wait)
+    command.record(Reach(context.obj, address, embedded), wish)
 
 
 def feedback(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from siltstone.errors import InvalidInput
+from siltstone.errors import ConfigInvalid
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,13 @@ class Settings:
     def overrides(self, **more: Any) -> dict[str, Any]:
         """Returns what was set, by dotted name, with `more` (`__` for the dot) where it is not None.
 
-        Raises: InvalidInput for a --set without a name and a value.
+        Raises: ConfigInvalid for a --set without a name and a value.
         """
         found: dict[str, Any] = {} if self.home is None else {"home": str(self.home)}
         for text in self.values:
             name, equals, value = text.partition("=")
             if not equals or not name.strip():
-                raise InvalidInput("--set", "NAME=VALUE", repr(text))
+                raise ConfigInvalid("--set", f"expected NAME=VALUE, found {text!r}")
             found[name.strip()] = _value(value)
         return found | {name.replace("__", "."): value for name, value in more.items() if value is not None}
 

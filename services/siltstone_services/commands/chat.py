@@ -30,7 +30,7 @@ from siltstone.values import (
 from siltstone_services.cli.options import Reach
 from siltstone_services.client import SiltstoneClient
 from siltstone_services.commands.connection import connected
-from siltstone_services.commands.screen import err, out, visible
+from siltstone_services.commands.screen import counted, err, out, visible
 
 _HELP: Final = """\
 /correct TEXT  the last answer should have been TEXT
@@ -191,9 +191,9 @@ class Conversation:
         self._tell_end(end)
 
     def _tell_end(self, end: AnswerEnd) -> None:
-        told = [f"core {end.core[:12]}", f"snapshot {end.snapshot_sequence}", f"{end.num_answer_tokens} tokens"]
+        told = [f"core {end.core[:12]}", f"snapshot {end.snapshot_sequence}", counted(end.num_answer_tokens, "token")]
         if end.recalled:
-            told.append(f"{len(end.recalled)} lines recalled")
+            told.append(f"{counted(len(end.recalled), 'line')} recalled")
         if end.recorded is not None:
             told.append("recorded")
         err().print(" · ".join(told), style="dim", soft_wrap=True)
@@ -212,7 +212,10 @@ class Conversation:
             correction,
             self._consent,
         )
-        await self._client.feedback(told, wait_absorbed=True)
+        receipt = await self._client.feedback(told, wait_absorbed=True)
+        if receipt.parked is not None:
+            err().print(f"parked: {receipt.parked.reason}: {receipt.parked.detail}", soft_wrap=True, markup=False)
+            return
         if correction:
             self._messages = (*self._messages[:-1], Message(Role.ASSISTANT, correction))
         out().print("learned")
@@ -220,8 +223,8 @@ class Conversation:
     async def _tell_memory(self) -> None:
         card = await self._client.memory(self._owner)
         out().print(
-            f"snapshot {card.sequence}, {card.num_interactions:,} interactions, {card.position_tokens:,} tokens, "
-            f"{card.size_bytes:,} bytes",
+            f"snapshot {card.sequence}, {counted(card.num_interactions, 'interaction')}, "
+            f"{counted(card.position_tokens, 'token')}, {counted(card.size_bytes, 'byte')}",
             soft_wrap=True,
         )
 

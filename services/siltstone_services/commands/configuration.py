@@ -16,7 +16,7 @@ from siltstone_services.cli.options import Settings
 def load(settings: Settings) -> SiltstoneConfig:
     """Returns the configuration that holds for a command.
 
-    Raises: ConfigInvalid; InvalidInput.
+    Raises: ConfigInvalid.
     """
     return load_config(settings.config, settings.overrides())
 

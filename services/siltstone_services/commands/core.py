@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 from siltstone.adapters.core_import import import_core
 from siltstone.adapters.core_store import CoreStore
-from siltstone.errors import NotFound
+from siltstone.errors import NotFound, Unavailable
 from siltstone_services.cli.options import Settings
 from siltstone_services.commands.configuration import load
 from siltstone_services.commands.screen import err, out, size_text, table
+from siltstone_services.home import exclusive, holder_of
 
 
 def add(settings: Settings, source: str, name: str | None) -> None:
@@ -80,11 +82,27 @@ def verify(settings: Settings, name: str) -> None:
     out().print(f"core {store.resolve(name)[:12]} is whole", soft_wrap=True)
 
 
-def remove(settings: Settings, name: str) -> None:
-    """Removes a core."""
-    store = _store(settings)
-    digest = store.resolve(name)
-    store.remove(digest)
+def find(settings: Settings, name: str) -> str:
+    """Returns the digest of a stored core.
+
+    Raises: NotFound.
+    """
+    return _store(settings).resolve(name)
+
+
+def remove(settings: Settings, digest: str) -> None:
+    """Removes a core that no process serves.
+
+    Raises: Unavailable when one does, or is still about to say which it serves.
+    """
+    home = load(settings).home_path
+    holder = holder_of(home)
+    if holder is not None and holder.core in ("", digest):
+        what = "serves it" if holder.core else "is starting, and may serve it"
+        raise Unavailable(f"the removal of core {digest[:12]}", f"process {holder.pid} {what}; stop that first")
+    # Where nobody serves, nobody is to begin while the core goes.
+    with exclusive(home) if holder is None else nullcontext():
+        CoreStore(home).remove(digest)
     out().print(f"removed core {digest[:12]}", soft_wrap=True)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from siltstone.errors import InvalidInput
+from siltstone.errors import Corrupt, InvalidInput
 from siltstone.values import MemoryCard, UserKey
 from siltstone_services.cli.options import Reach
 from siltstone_services.commands.connection import ask
-from siltstone_services.commands.screen import out, size_text, table
+from siltstone_services.commands.screen import counted, out, size_text, table
 from siltstone_services.export_archive import write_archive
 
 
@@ -22,8 +22,8 @@ def show(reach: Reach, tenant: str, user: str) -> None:
     facts.add_row("snapshot", str(card.sequence) if card.sequence else "none yet")
     facts.add_row("interactions", f"{card.num_interactions:,}")
     facts.add_row("tokens", f"{card.position_tokens:,}")
-    facts.add_row("size", size_text(card.size_bytes))
-    facts.add_row("kept for recall", f"{card.reservoir_entries:,} interactions")
+    facts.add_row("size", size_text(card.size_bytes) if card.sequence else "nothing stored")
+    facts.add_row("kept for recall", counted(card.reservoir_entries, "interaction"))
     facts.show_header = False
     console.print(facts)
     if card.levels:
@@ -40,23 +40,33 @@ def show(reach: Reach, tenant: str, user: str) -> None:
 
 
 def export(reach: Reach, tenant: str, user: str, output: Path | None, is_forced: bool) -> None:
-    """Writes everything kept about a user to a zip file."""
+    """Writes everything kept about a user to a zip file.
+
+    Raises: Corrupt, once it is written, when the user's snapshot is damaged.
+    """
     path = output or Path(f"{user}.zip")
     if path.exists() and not is_forced:
         raise InvalidInput("--output", "a file that is not there yet (or --force)", str(path))
+    if output is not None and not output.parent.is_dir():
+        raise InvalidInput("--output", "a file in a folder that is there", str(output))
     exported = ask(reach, lambda client: client.export(UserKey(tenant, user)))
     write_archive(path, exported, overwrite=is_forced)
     snapshot = f"snapshot {exported.snapshot.sequence}" if exported.snapshot else "no snapshot"
+    damage = exported.damage
     out().print(
-        f"wrote {path} ({size_text(path.stat().st_size)}): {snapshot}, {len(exported.journal)} journal records, "
-        f"{len(exported.parked)} parked",
+        f"wrote {path} ({size_text(path.stat().st_size)}): {snapshot}{' (damaged)' if damage else ''}, "
+        f"{counted(len(exported.journal), 'journal record')}, {len(exported.parked):,} parked",
         soft_wrap=True,
     )
+    if damage is not None:
+        # What is left is written; that something is missing must not be overlooked.
+        raise Corrupt(damage.what, damage.expected, damage.found)
 
 
 def forget(reach: Reach, tenant: str, user: str) -> None:
     """Removes everything kept about a user."""
     erasure = ask(reach, lambda client: client.forget(UserKey(tenant, user)))
     memory = "the memory" if erasure.had_memory else "no memory"
-    num = erasure.num_interactions
-    out().print(f"forgot {erasure.owner}: {memory} and {num} interaction{'s' * (num != 1)}", soft_wrap=True)
+    out().print(
+        f"forgot {erasure.owner}: {memory} and {counted(erasure.num_interactions, 'interaction')}", soft_wrap=True
+    )

@@ -12,12 +12,13 @@ from rich.live import Live
 from rich.table import Table
 
 from siltstone.adapters.system_clock import SystemClock
+from siltstone.errors import InvalidInput
 from siltstone.evaluation.figures import format_value, observe_origin, write_figures
 from siltstone.journal.sources import SourceOptions, open_source
 from siltstone.values import Figure
 from siltstone_services.cli.options import Reach
 from siltstone_services.commands.connection import connected
-from siltstone_services.commands.screen import err, out, table
+from siltstone_services.commands.screen import counted, err, out, table
 from siltstone_services.replay import Replay, ReplayPlan, ReplayProgress
 
 
@@ -39,7 +40,10 @@ class ReplayWish:
 
 
 def run(reach: Reach, wish: ReplayWish) -> None:
-    """Replays, then prints what was measured."""
+    """Replays, then prints what was measured.
+
+    Raises: InvalidInput, after that, when there was nothing at all that could be read.
+    """
     options = SourceOptions(tenant=wish.tenant, user=wish.user, salt=wish.salt, default_at_ms=SystemClock().now_ms())
     source = open_source(wish.source, wish.file, options)
     plan = ReplayPlan(wish.max_users, wish.max_interactions, wish.rate, wish.batch, wish.is_waiting)
@@ -54,6 +58,9 @@ def run(reach: Reach, wish: ReplayWish) -> None:
     if wish.json_path is not None:
         write_figures(wish.json_path, figures)
     _print_result(out(), progress, figures)
+    if not progress.num_read:
+        found = f"none, and {counted(sum(progress.skipped.values()), 'piece')} that could not be read"
+        raise InvalidInput("FILE", f"something to replay, as {wish.source}", found)
 
 
 def _now(progress: ReplayProgress) -> Table:

@@ -33,6 +33,11 @@ def visible(text: str) -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number of things as people say it."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def size_text(num_bytes: int) -> str:
     """Returns a number of bytes as people read it."""
     size, units = float(num_bytes), ["bytes", "KiB", "MiB", "GiB"]

@@ -10,11 +10,13 @@ from typing import Any
 from siltstone.config import load_config
 from siltstone.errors import InvalidInput
 from siltstone_services.allocator import keep_freed_memory
+from siltstone_services.cli.later import Later
 from siltstone_services.commands.screen import err, out
+from siltstone_services.home import holder_of
 from siltstone_services.logs import log_to_stderr
 from siltstone_services.serve import serve
-from siltstone_services.wiring import embedded_host
 
+_wiring = Later("siltstone_services.wiring")  # a home that is in use is told before a model is imported
 _LEVELS = ("debug", "info", "warning", "error")
 _THIS_MACHINE = ("127.0.0.1", "localhost", "[::1]")
 
@@ -24,6 +26,8 @@ def run(overrides: Mapping[str, Any], path: Path | None, log_level: str) -> None
     if log_level not in _LEVELS:
         raise InvalidInput("--log-level", ", ".join(_LEVELS), repr(log_level))
     config = load_config(path, overrides)
+    if (holder := holder_of(config.home_path)) is not None:
+        raise holder.in_use(config.home_path)
     keep_freed_memory()
     log_to_stderr(log_level)
     if config.gateway.host not in _THIS_MACHINE:
@@ -33,4 +37,4 @@ def run(overrides: Mapping[str, Any], path: Path | None, log_level: str) -> None
     def tell(address: str) -> None:
         out().print(f"siltstone listens at {address} (home {config.home_path}); Ctrl-C stops it", soft_wrap=True)
 
-    asyncio.run(serve(config, embedded_host, tell))
+    asyncio.run(serve(config, _wiring.embedded_host, tell))

@@ -25,47 +25,49 @@ _sym_db = _symbol_database.Default()
 from siltstone.proto.v1 import interaction_pb2 as siltstone_dot_proto_dot_v1_dot_interaction__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'siltstone/proto/v1/memory_service.proto\x12\x12siltstone.proto.v1\x1a$siltstone/proto/v1/interaction.proto\"]\n\rRecordRequest\x12\x35\n\x0cinteractions\x18\x01 \x03(\x0b\x32\x1f.siltstone.proto.v1.Interaction\x12\x15\n\rwait_absorbed\x18\x02 \x01(\x08\"?\n\x0eRecordResponse\x12-\n\x08receipts\x18\x01 \x03(\x0b\x32\x1b.siltstone.proto.v1.Receipt\"\x99\x02\n\x0f\x46\x65\x65\x64\x62\x61\x63kRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x05owner\x18\x02 \x01(\x0b\x32\x1b.siltstone.proto.v1.UserKey\x12.\n\x04kind\x18\x03 \x01(\x0e\x32 .siltstone.proto.v1.FeedbackKind\x12-\n\x08\x65xchange\x18\x04 \x03(\x0b\x32\x1b.siltstone.proto.v1.Message\x12\x12\n\ncorrection\x18\x05 \x01(\t\x12\x16\n\x0eoccurred_at_ms\x18\x06 \x01(\x03\x12,\n\x07\x63onsent\x18\x07 \x01(\x0b\x32\x1b.siltstone.proto.v1.Consent\x12\x15\n\rwait_absorbed\x18\x08 \x01(\x08\"@\n\x10\x46\x65\x65\x64\x62\x61\x63kResponse\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.siltstone.proto.v1.Receipt\">\n\x10GetMemoryRequest\x12*\n\x05owner\x18\x01 \x01(\x0b\x32\x1b.siltstone.proto.v1.UserKey\"C\n\x11GetMemoryResponse\x12.\n\x06memory\x18\x01 \x01(\x0b\x32\x1e.siltstone.proto.v1.MemoryCard\"\xe9\x01\n\nMemoryCard\x12*\n\x05owner\x18\x01 \x01(\x0b\x32\x1b.siltstone.proto.v1.UserKey\x12\x0c\n\x04\x63ore\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x17\n\x0fposition_tokens\x18\x04 \x01(\x03\x12\x18\n\x10num_interactions\x18\x05 \x01(\x03\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12-\n\x06levels\x18\x07 \x03(\x0b\x32\x1d.siltstone.proto.v1.LevelCard\x12\x19\n\x11reservoir_entries\x18\x08 \x01(\x05\"i\n\tLevelCard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rperiod_tokens\x18\x02 \x01(\x03\x12\x13\n\x0bnum_updates\x18\x03 \x01(\x03\x12\x13\n\x0bopen_tokens\x18\x04 \x01(\x03\x12\r\n\x05\x64rift\x18\x05 \x01(\x01\"?\n\x11\x45xportUserRequest\x12*\n\x05owner\x18\x01 \x01(\x0b\x32\x1b.siltstone.proto.v1.UserKey\"\x8d\x02\n\x12\x45xportUserResponse\x12.\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x1e.siltstone.proto.v1.MemoryCardH\x00\x12\x36\n\x08snapshot\x18\x02 \x01(\x0b\x32\".siltstone.proto.v1.SnapshotHeaderH\x00\x12\x18\n\x0esnapshot_bytes\x18\x03 \x01(\x0cH\x00\x12\x33\n\x06record\x18\x04 \x01(\x0b\x32!.siltstone.proto.v1.JournalRecordH\x00\x12\x37\n\x06parked\x18\x05 \x01(\x0b\x32%.siltstone.proto.v1.ParkedInteractionH\x00\x42\x07\n\x05piece\"T\n\x0eSnapshotHeader\x12\x0c\n\x04\x63ore\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"]\n\rJournalRecord\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x16\n\x0einteraction_id\x18\x03 \x01(\t\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"\xa1\x01\n\x11ParkedInteraction\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x16\n\x0einteraction_id\x18\x03 \x01(\t\x12.\n\x06reason\x18\x04 \x01(\x0e\x32\x1e.siltstone.proto.v1.ParkReason\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x0f\n\x07payload\x18\x06 \x01(\x0c\"?\n\x11\x46orgetUserRequest\x12*\n\x05owner\x18\x01 \x01(\x0b\x32\x1b.siltstone.proto.v1.UserKey\"B\n\x12\x46orgetUserResponse\x12\x12\n\nhad_memory\x18\x01 \x01(\x08\x12\x18\n\x10num_interactions\x18\x02 \x01(\x03*\x85\x01\n\x0c\x46\x65\x65\x64\x62\x61\x63kKind\x12\x1d\n\x19\x46\x45\x45\x44\x42\x41\x43K_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x45\x45\x44\x42\x41\x43K_KIND_CORRECTION\x10\x01\x12\x1a\n\x16\x46\x45\x45\x44\x42\x41\x43K_KIND_THUMB_UP\x10\x02\x12\x1c\n\x18\x46\x45\x45\x44\x42\x41\x43K_KIND_THUMB_DOWN\x10\x03*\xce\x02\n\nParkReason\x12\x1b\n\x17PARK_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17PARK_REASON_UNDECODABLE\x10\x01\x12\x1e\n\x1aPARK_REASON_UNKNOWN_SCHEMA\x10\x02\x12\x1c\n\x18PARK_REASON_UNKNOWN_KIND\x10\x03\x12\x1a\n\x16PARK_REASON_NO_CONSENT\x10\x04\x12\x19\n\x15PARK_REASON_TOO_LARGE\x10\x05\x12\x15\n\x11PARK_REASON_EMPTY\x10\x06\x12\x1b\n\x17PARK_REASON_WRONG_ROLES\x10\x07\x12\x1a\n\x16PARK_REASON_NOT_FINITE\x10\x08\x12!\n\x1dPARK_REASON_SNAPSHOT_MISMATCH\x10\t\x12\x1e\n\x1aPARK_REASON_CORRUPT_MEMORY\x10\n2\xcd\x03\n\rMemoryService\x12O\n\x06Record\x12!.siltstone.proto.v1.RecordRequest\x1a\".siltstone.proto.v1.RecordResponse\x12U\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12#.siltstone.proto.v1.FeedbackRequest\x1a$.siltstone.proto.v1.FeedbackResponse\x12X\n\tGetMemory\x12$.siltstone.proto.v1.GetMemoryRequest\x1a%.siltstone.proto.v1.GetMemoryResponse\x12]\n\nExportUser\x12%.siltstone.proto.v1.ExportUserRequest\x1a&.siltstone.proto.v1.ExportUserResponse0\x01\x12[\n\nForgetUser\x12%.siltstone.proto.v1.ForgetUserRequest\x1a&.siltstone.proto.v1.ForgetUserResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'siltstone/proto/v1/memory_service.proto\x12\x12siltstone.proto.v1\x1a$siltstone/proto/v1/interaction.proto\"]\n\rRecordRequest\x12\x35\n\x0cinteractions\x18\x01 \x03(\x0b\x32\x1f.siltstone.proto.v1.Interaction\x12\x15\n\rwait_absorbed\x18\x02 \x01(\x08\"v\n\x0eRecordResponse\x12-\n\x08receipts\x18\x01 \x03(\x0b\x32\x1b.siltstone.proto.v1.Receipt\x12\x35\n\x06parked\x18\x02 \x03(\x0b\x32%.siltstone.proto.v1.ParkedInteraction\"\x99\x02\n\x0f\x46\x65\x65\x64\x62\x61\x63kRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x05owner\x18\x02 \x01(\x0b\x32\x1b.siltstone.proto.v1.UserKey\x12.\n\x04kind\x18\x03 \x01(\x0e\x32 .siltstone.proto.v1.FeedbackKind\x12-\n\x08\x65xchange\x18\x04 \x03(\x0b\x32\x1b.siltstone.proto.v1.Message\x12\x12\n\ncorrection\x18\x05 \x01(\t\x12\x16\n\x0eoccurred_at_ms\x18\x06 \x01(\x03\x12,\n\x07\x63onsent\x18\x07 \x01(\x0b\x32\x1b.siltstone.proto.v1.Consent\x12\x15\n\rwait_absorbed\x18\x08 \x01(\x08\"w\n\x10\x46\x65\x65\x64\x62\x61\x63kResponse\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.siltstone.proto.v1.Receipt\x12\x35\n\x06parked\x18\x02 \x01(\x0b\x32%.siltstone.proto.v1.ParkedInteraction\">\n\x10GetMemoryRequest\x12*\n\x05owner\x18\x01 \x01(\x0b\x32\x1b.siltstone.proto.v1.UserKey\"C\n\x11GetMemoryResponse\x12.\n\x06memory\x18\x01 \x01(\x0b\x32\x1e.siltstone.proto.v1.MemoryCard\"\xe9\x01\n\nMemoryCard\x12*\n\x05owner\x18\x01 \x01(\x0b\x32\x1b.siltstone.proto.v1.UserKey\x12\x0c\n\x04\x63ore\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x17\n\x0fposition_tokens\x18\x04 \x01(\x03\x12\x18\n\x10num_interactions\x18\x05 \x01(\x03\x12\x12\n\nsize_bytes\x18\x06 \x01(\x03\x12-\n\x06levels\x18\x07 \x03(\x0b\x32\x1d.siltstone.proto.v1.LevelCard\x12\x19\n\x11reservoir_entries\x18\x08 \x01(\x05\"i\n\tLevelCard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rperiod_tokens\x18\x02 \x01(\x03\x12\x13\n\x0bnum_updates\x18\x03 \x01(\x03\x12\x13\n\x0bopen_tokens\x18\x04 \x01(\x03\x12\r\n\x05\x64rift\x18\x05 \x01(\x01\"?\n\x11\x45xportUserRequest\x12*\n\x05owner\x18\x01 \x01(\x0b\x32\x1b.siltstone.proto.v1.UserKey\"\xc3\x02\n\x12\x45xportUserResponse\x12.\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x1e.siltstone.proto.v1.MemoryCardH\x00\x12\x36\n\x08snapshot\x18\x02 \x01(\x0b\x32\".siltstone.proto.v1.SnapshotHeaderH\x00\x12\x18\n\x0esnapshot_bytes\x18\x03 \x01(\x0cH\x00\x12\x33\n\x06record\x18\x04 \x01(\x0b\x32!.siltstone.proto.v1.JournalRecordH\x00\x12\x37\n\x06parked\x18\x05 \x01(\x0b\x32%.siltstone.proto.v1.ParkedInteractionH\x00\x12\x34\n\x06\x64\x61mage\x18\x06 \x01(\x0b\x32\".siltstone.proto.v1.SnapshotDamageH\x00\x42\x07\n\x05piece\"?\n\x0eSnapshotDamage\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\x10\n\x08\x65xpected\x18\x02 \x01(\t\x12\r\n\x05\x66ound\x18\x03 \x01(\t\"T\n\x0eSnapshotHeader\x12\x0c\n\x04\x63ore\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"]\n\rJournalRecord\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x16\n\x0einteraction_id\x18\x03 \x01(\t\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"\xa1\x01\n\x11ParkedInteraction\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x16\n\x0einteraction_id\x18\x03 \x01(\t\x12.\n\x06reason\x18\x04 \x01(\x0e\x32\x1e.siltstone.proto.v1.ParkReason\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x0f\n\x07payload\x18\x06 \x01(\x0c\"?\n\x11\x46orgetUserRequest\x12*\n\x05owner\x18\x01 \x01(\x0b\x32\x1b.siltstone.proto.v1.UserKey\"B\n\x12\x46orgetUserResponse\x12\x12\n\nhad_memory\x18\x01 \x01(\x08\x12\x18\n\x10num_interactions\x18\x02 \x01(\x03*\x85\x01\n\x0c\x46\x65\x65\x64\x62\x61\x63kKind\x12\x1d\n\x19\x46\x45\x45\x44\x42\x41\x43K_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x45\x45\x44\x42\x41\x43K_KIND_CORRECTION\x10\x01\x12\x1a\n\x16\x46\x45\x45\x44\x42\x41\x43K_KIND_THUMB_UP\x10\x02\x12\x1c\n\x18\x46\x45\x45\x44\x42\x41\x43K_KIND_THUMB_DOWN\x10\x03*\xce\x02\n\nParkReason\x12\x1b\n\x17PARK_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17PARK_REASON_UNDECODABLE\x10\x01\x12\x1e\n\x1aPARK_REASON_UNKNOWN_SCHEMA\x10\x02\x12\x1c\n\x18PARK_REASON_UNKNOWN_KIND\x10\x03\x12\x1a\n\x16PARK_REASON_NO_CONSENT\x10\x04\x12\x19\n\x15PARK_REASON_TOO_LARGE\x10\x05\x12\x15\n\x11PARK_REASON_EMPTY\x10\x06\x12\x1b\n\x17PARK_REASON_WRONG_ROLES\x10\x07\x12\x1a\n\x16PARK_REASON_NOT_FINITE\x10\x08\x12!\n\x1dPARK_REASON_SNAPSHOT_MISMATCH\x10\t\x12\x1e\n\x1aPARK_REASON_CORRUPT_MEMORY\x10\n2\xcd\x03\n\rMemoryService\x12O\n\x06Record\x12!.siltstone.proto.v1.RecordRequest\x1a\".siltstone.proto.v1.RecordResponse\x12U\n\x08\x46\x65\x65\x64\x62\x61\x63k\x12#.siltstone.proto.v1.FeedbackRequest\x1a$.siltstone.proto.v1.FeedbackResponse\x12X\n\tGetMemory\x12$.siltstone.proto.v1.GetMemoryRequest\x1a%.siltstone.proto.v1.GetMemoryResponse\x12]\n\nExportUser\x12%.siltstone.proto.v1.ExportUserRequest\x1a&.siltstone.proto.v1.ExportUserResponse0\x01\x12[\n\nForgetUser\x12%.siltstone.proto.v1.ForgetUserRequest\x1a&.siltstone.proto.v1.ForgetUserResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'siltstone.proto.v1.memory_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FEEDBACKKIND']._serialized_start=1903
-  _globals['_FEEDBACKKIND']._serialized_end=2036
-  _globals['_PARKREASON']._serialized_start=2039
-  _globals['_PARKREASON']._serialized_end=2373
+  _globals['_FEEDBACKKIND']._serialized_start=2132
+  _globals['_FEEDBACKKIND']._serialized_end=2265
+  _globals['_PARKREASON']._serialized_start=2268
+  _globals['_PARKREASON']._serialized_end=2602
   _globals['_RECORDREQUEST']._serialized_start=101
   _globals['_RECORDREQUEST']._serialized_end=194
   _globals['_RECORDRESPONSE']._serialized_start=196
-  _globals['_RECORDRESPONSE']._serialized_end=259
-  _globals['_FEEDBACKREQUEST']._serialized_start=262
-  _globals['_FEEDBACKREQUEST']._serialized_end=543
-  _globals['_FEEDBACKRESPONSE']._serialized_start=545
-  _globals['_FEEDBACKRESPONSE']._serialized_end=609
-  _globals['_GETMEMORYREQUEST']._serialized_start=611
-  _globals['_GETMEMORYREQUEST']._serialized_end=673
-  _globals['_GETMEMORYRESPONSE']._serialized_start=675
-  _globals['_GETMEMORYRESPONSE']._serialized_end=742
-  _globals['_MEMORYCARD']._serialized_start=745
-  _globals['_MEMORYCARD']._serialized_end=978
-  _globals['_LEVELCARD']._serialized_start=980
-  _globals['_LEVELCARD']._serialized_end=1085
-  _globals['_EXPORTUSERREQUEST']._serialized_start=1087
-  _globals['_EXPORTUSERREQUEST']._serialized_end=1150
-  _globals['_EXPORTUSERRESPONSE']._serialized_start=1153
-  _globals['_EXPORTUSERRESPONSE']._serialized_end=1422
-  _globals['_SNAPSHOTHEADER']._serialized_start=1424
-  _globals['_SNAPSHOTHEADER']._serialized_end=1508
-  _globals['_JOURNALRECORD']._serialized_start=1510
-  _globals['_JOURNALRECORD']._serialized_end=1603
-  _globals['_PARKEDINTERACTION']._serialized_start=1606
-  _globals['_PARKEDINTERACTION']._serialized_end=1767
-  _globals['_FORGETUSERREQUEST']._serialized_start=1769
-  _globals['_FORGETUSERREQUEST']._serialized_end=1832
-  _globals['_FORGETUSERRESPONSE']._serialized_start=1834
-  _globals['_FORGETUSERRESPONSE']._serialized_end=1900
-  _globals['_MEMORYSERVICE']._serialized_start=2376
-  _globals['_MEMORYSERVICE']._serialized_end=2837
+  _globals['_RECORDRESPONSE']._serialized_end=314
+  _globals['_FEEDBACKREQUEST']._serialized_start=317
+  _globals['_FEEDBACKREQUEST']._serialized_end=598
+  _globals['_FEEDBACKRESPONSE']._serialized_start=600
+  _globals['_FEEDBACKRESPONSE']._serialized_end=719
+  _globals['_GETMEMORYREQUEST']._serialized_start=721
+  _globals['_GETMEMORYREQUEST']._serialized_end=783
+  _globals['_GETMEMORYRESPONSE']._serialized_start=785
+  _globals['_GETMEMORYRESPONSE']._serialized_end=852
+  _globals['_MEMORYCARD']._serialized_start=855
+  _globals['_MEMORYCARD']._serialized_end=1088
+  _globals['_LEVELCARD']._serialized_start=1090
+  _globals['_LEVELCARD']._serialized_end=1195
+  _globals['_EXPORTUSERREQUEST']._serialized_start=1197
+  _globals['_EXPORTUSERREQUEST']._serialized_end=1260
+  _globals['_EXPORTUSERRESPONSE']._serialized_start=1263
+  _globals['_EXPORTUSERRESPONSE']._serialized_end=1586
+  _globals['_SNAPSHOTDAMAGE']._serialized_start=1588
+  _globals['_SNAPSHOTDAMAGE']._serialized_end=1651
+  _globals['_SNAPSHOTHEADER']._serialized_start=1653
+  _globals['_SNAPSHOTHEADER']._serialized_end=1737
+  _globals['_JOURNALRECORD']._serialized_start=1739
+  _globals['_JOURNALRECORD']._serialized_end=1832
+  _globals['_PARKEDINTERACTION']._serialized_start=1835
+  _globals['_PARKEDINTERACTION']._serialized_end=1996
+  _globals['_FORGETUSERREQUEST']._serialized_start=1998
+  _globals['_FORGETUSERREQUEST']._serialized_end=2061
+  _globals['_FORGETUSERRESPONSE']._serialized_start=2063
+  _globals['_FORGETUSERRESPONSE']._serialized_end=2129
+  _globals['_MEMORYSERVICE']._serialized_start=2605
+  _globals['_MEMORYSERVICE']._serialized_end=3066
 # @@protoc_insertion_point(module_scope)

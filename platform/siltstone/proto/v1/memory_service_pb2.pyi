@@ -53,10 +53,12 @@ class RecordRequest(_message.Message):
     def __init__(self, interactions: _Optional[_Iterable[_Union[_interaction_pb2.Interaction, _Mapping]]] = ..., wait_absorbed: _Optional[bool] = ...) -> None: ...
 
 class RecordResponse(_message.Message):
-    __slots__ = ("receipts",)
+    __slots__ = ("receipts", "parked")
     RECEIPTS_FIELD_NUMBER: _ClassVar[int]
+    PARKED_FIELD_NUMBER: _ClassVar[int]
     receipts: _containers.RepeatedCompositeFieldContainer[_interaction_pb2.Receipt]
-    def __init__(self, receipts: _Optional[_Iterable[_Union[_interaction_pb2.Receipt, _Mapping]]] = ...) -> None: ...
+    parked: _containers.RepeatedCompositeFieldContainer[ParkedInteraction]
+    def __init__(self, receipts: _Optional[_Iterable[_Union[_interaction_pb2.Receipt, _Mapping]]] = ..., parked: _Optional[_Iterable[_Union[ParkedInteraction, _Mapping]]] = ...) -> None: ...
 
 class FeedbackRequest(_message.Message):
     __slots__ = ("id", "owner", "kind", "exchange", "correction", "occurred_at_ms", "consent", "wait_absorbed")
@@ -79,10 +81,12 @@ class FeedbackRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ..., owner: _Optional[_Union[_interaction_pb2.UserKey, _Mapping]] = ..., kind: _Optional[_Union[FeedbackKind, str]] = ..., exchange: _Optional[_Iterable[_Union[_interaction_pb2.Message, _Mapping]]] = ..., correction: _Optional[str] = ..., occurred_at_ms: _Optional[int] = ..., consent: _Optional[_Union[_interaction_pb2.Consent, _Mapping]] = ..., wait_absorbed: _Optional[bool] = ...) -> None: ...
 
 class FeedbackResponse(_message.Message):
-    __slots__ = ("receipt",)
+    __slots__ = ("receipt", "parked")
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    PARKED_FIELD_NUMBER: _ClassVar[int]
     receipt: _interaction_pb2.Receipt
-    def __init__(self, receipt: _Optional[_Union[_interaction_pb2.Receipt, _Mapping]] = ...) -> None: ...
+    parked: ParkedInteraction
+    def __init__(self, receipt: _Optional[_Union[_interaction_pb2.Receipt, _Mapping]] = ..., parked: _Optional[_Union[ParkedInteraction, _Mapping]] = ...) -> None: ...
 
 class GetMemoryRequest(_message.Message):
     __slots__ = ("owner",)
@@ -137,18 +141,30 @@ class ExportUserRequest(_message.Message):
     def __init__(self, owner: _Optional[_Union[_interaction_pb2.UserKey, _Mapping]] = ...) -> None: ...
 
 class ExportUserResponse(_message.Message):
-    __slots__ = ("card", "snapshot", "snapshot_bytes", "record", "parked")
+    __slots__ = ("card", "snapshot", "snapshot_bytes", "record", "parked", "damage")
     CARD_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_BYTES_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     PARKED_FIELD_NUMBER: _ClassVar[int]
+    DAMAGE_FIELD_NUMBER: _ClassVar[int]
     card: MemoryCard
     snapshot: SnapshotHeader
     snapshot_bytes: bytes
     record: JournalRecord
     parked: ParkedInteraction
-    def __init__(self, card: _Optional[_Union[MemoryCard, _Mapping]] = ..., snapshot: _Optional[_Union[SnapshotHeader, _Mapping]] = ..., snapshot_bytes: _Optional[bytes] = ..., record: _Optional[_Union[JournalRecord, _Mapping]] = ..., parked: _Optional[_Union[ParkedInteraction, _Mapping]] = ...) -> None: ...
+    damage: SnapshotDamage
+    def __init__(self, card: _Optional[_Union[MemoryCard, _Mapping]] = ..., snapshot: _Optional[_Union[SnapshotHeader, _Mapping]] = ..., snapshot_bytes: _Optional[bytes] = ..., record: _Optional[_Union[JournalRecord, _Mapping]] = ..., parked: _Optional[_Union[ParkedInteraction, _Mapping]] = ..., damage: _Optional[_Union[SnapshotDamage, _Mapping]] = ...) -> None: ...
+
+class SnapshotDamage(_message.Message):
+    __slots__ = ("what", "expected", "found")
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    what: str
+    expected: str
+    found: str
+    def __init__(self, what: _Optional[str] = ..., expected: _Optional[str] = ..., found: _Optional[str] = ...) -> None: ...
 
 class SnapshotHeader(_message.Message):
     __slots__ = ("core", "sequence", "size_bytes", "digest")
