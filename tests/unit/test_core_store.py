@@ -104,6 +104,11 @@ def test_the_same_core_twice_is_stored_once(store: CoreStore, tmp_path: Path) ->
     assert len(store.list()) == 1
 
 
+def test_what_a_store_makes_is_for_this_user_only(tmp_path: Path) -> None:
+    CoreStore(tmp_path / "home").add(make_core(), "mine")
+    assert [path.stat().st_mode & 0o777 for path in (tmp_path / "home", tmp_path / "home" / "cores")] == [0o700] * 2
+
+
 def test_other_weights_are_another_core_and_the_name_moves(store: CoreStore) -> None:
     old = store.add(make_core(seed=1), "tiny")
     new = store.add(make_core(seed=2), "tiny")
