@@ -59,6 +59,7 @@ class CoreTokenizer:
     def __init__(self, tokenizer_json: str, chat: ChatFormat) -> None:
         """Raises: InvalidInput when the tokenizer cannot be read or does not know the chat format's marks."""
         self.chat = chat
+        self.json = tokenizer_json
         engine = _read_engine(tokenizer_json, chat)
         # Reading the chat format's own text is the only time a special token may come out of text.
         engine.encode_special_tokens = False

@@ -20,6 +20,7 @@ from siltstone.memory.lessons import LessonConfig
 from siltstone.memory.reservoir import ReservoirLimits
 from siltstone.memory.shard import ShardConfig
 from siltstone.memory.user_memory import MemoryConfig
+from siltstone.sleep.settings import SleepConfig
 
 __all__ = ["GatewayConfig", "SiltstoneConfig", "config_schema", "load_config"]
 
@@ -124,6 +125,8 @@ class SiltstoneConfig:
     """How the embedded journal and store are kept."""
     text_recall: Bm25RecallConfig = field(default_factory=Bm25RecallConfig)
     """How a user's own lines are searched."""
+    sleep: SleepConfig = field(default_factory=SleepConfig)
+    """How a shared sleep is done."""
 
     @property
     def home_path(self) -> Path:

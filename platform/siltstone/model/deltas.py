@@ -129,6 +129,20 @@ def bend_with(shape: DeltaShape, basis: Basis, layers: Mapping[Site, Sequence[Te
     return bend
 
 
+def bend_alike(shape: DeltaShape, basis: Basis, layers: Mapping[Site, Sequence[Tensor]]) -> Bend:
+    """Returns one set of deltas for every row of a batch. Shapes: `layers[site][j]` is [R, O] for bent layer j."""
+    first = shape.first_layer
+    pairs = _pairs(basis, layers)
+
+    def bend(index: int, site: str, x_BTI: Tensor, y_BTO: Tensor) -> Tensor:
+        if index < first or site not in pairs:
+            return y_BTO
+        basis_IR, own_RO = pairs[site][index - first]
+        return y_BTO + (x_BTI @ basis_IR) @ own_RO
+
+    return bend
+
+
 def _pairs(basis: Basis, layers: Mapping[Site, Sequence[Tensor]]) -> dict[str, list[tuple[Tensor, Tensor]]]:
     """Returns the read basis and the users' coefficients of every bent layer, side by side, by site."""
     return {str(site): list(zip(basis[site].unbind(0), own, strict=True)) for site, own in layers.items()}

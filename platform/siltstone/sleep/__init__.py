@@ -1,0 +1,1 @@
+"""Sleep: what users' memories agree on is distilled into a candidate core."""

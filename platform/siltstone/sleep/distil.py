@@ -1,0 +1,273 @@
+"""Distilling consensus targets into an expanded student: a new low-rank expert, everything else frozen.
+
+Shapes: B items of a batch, T tokens, D width, N judged tokens of a batch, V vocabulary, R rank, I input and O output
+width of a map.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from siltstone.errors import ConfigInvalid, InvalidInput
+from siltstone.model.core import Core, KeyValues
+from siltstone.model.deltas import Basis, DeltaShape, Site, bend_alike, site_widths
+from siltstone.model.guard import Guard
+from siltstone.model.lesson import Lesson
+from siltstone.model.rows import pad, run_layers
+from siltstone.sleep.consensus import Raised
+
+
+@dataclass(frozen=True, slots=True)
+class DistilConfig:
+    """How a student is trained."""
+
+    num_steps: int = 90
+    rate: float = 4e-3
+    """Largest step of AdamW; it rises over the first steps and falls to zero."""
+    num_dreams: int = 6
+    """Dreams of a step."""
+    num_anchors: int = 2
+    """Anchors of each kind, prose and exchanges, in a step."""
+    anchor_weight: float = 8.0
+    """Weight of keeping anchors as the core has them, beside the dreams."""
+    raised_weight: float = 6.0
+    """Extra weight of a token whose target is not the core's."""
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1 or self.num_dreams < 1 or self.num_anchors < 0:
+            raise ConfigInvalid("sleep.distil", "num_steps, num_dreams: expected at least 1; num_anchors: 0")
+        if not (self.rate > 0 and self.anchor_weight >= 0 and self.raised_weight >= 0):
+            raise ConfigInvalid("sleep.distil", "expected rate > 0, anchor_weight >= 0 and raised_weight >= 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What a student reads: a dream with its raised tokens, or an anchor, of which nothing is raised.
+
+    At every token of `places` the student is to predict what the core does, but for those raised.
+    """
+
+    lesson: Lesson
+    places: tuple[int, ...]
+    raised: Mapping[int, float]
+    owner: str = ""
+
+
+def dream_item(lesson: Lesson, places: Sequence[int], raised: Sequence[Raised], owner: str) -> Item:
+    """Returns the item of a dream, its raised tokens by place in the lesson."""
+    return Item(lesson, tuple(places), {places[one.at]: one.probability for one in raised}, owner)
+
+
+def anchor_item(lesson: Lesson) -> Item:
+    """Returns the item of neutral text: every token is kept as the core has it."""
+    return Item(lesson, tuple(range(1, len(lesson.ids))), {})
+
+
+@dataclass(frozen=True, slots=True)
+class _Cached:
+    """What does not change while the expert is trained: the input of its first layer, and the core's last output."""
+
+    item: Item
+    below_TD: Tensor
+    core_ND: Tensor
+
+
+class Expert(nn.Module):
+    """A low-rank addition to the bent maps of a core: delta = (read @ write)^T, zero at first.
+
+    `read` [layers, I, R] is fixed; `write` [layers, R, O], one parameter a site, is what is learned. It is written
+    through the guard: directions that neutral text depends on are shorter.
+    """
+
+    def __init__(self, shape: DeltaShape, basis: Basis, guard: Guard | None = None) -> None:
+        super().__init__()
+        self.shape, self.basis, self._guard = shape, basis, guard
+        self.write = nn.ParameterDict(
+            {
+                site: nn.Parameter(torch.zeros(shape.num_layers, shape.rank, site_widths(shape.core, site)[1]))
+                for site in shape.sites
+            }
+        )
+
+    def written(self, site: Site) -> Tensor:
+        """Returns the written side of a site: [layers, R, O]."""
+        write: Tensor = self.write[site]
+        return write if self._guard is None else self._guard[site].apply(write[None])[0]
+
+    def layers(self, dtype: torch.dtype) -> dict[Site, list[Tensor]]:
+        """Returns the written sides in a precision, a site, one [R, O] a layer."""
+        return {site: list(self.written(site).to(dtype).unbind(0)) for site in self.shape.sites}
+
+
+class Student(nn.Module):
+    """A frozen core with an expert that learns. `forward` gives the loss of some items."""
+
+    def __init__(self, core: Core, expert: Expert, prefix: KeyValues | None, config: DistilConfig) -> None:
+        super().__init__()
+        self.expert = expert
+        self._core, self._prefix, self._config = core, prefix, config
+        self._cache: dict[int, _Cached] = {}
+
+    def prepare(self, items: Sequence[Item], batch: int = 8) -> None:
+        """Computes what lies below the expert, and what the core says, once for every item."""
+        core, first = self._core, self.expert.shape.first_layer
+        order = sorted(
+            range(len(items)), key=lambda index: (items[index].lesson.after_prefix, len(items[index].lesson.ids))
+        )
+        for part in _runs(order, items, batch):
+            prefix = self._prefix if items[part[0]].lesson.after_prefix else None
+            with torch.no_grad():
+                x = core.embed(pad([items[index].lesson.ids for index in part], core.device))
+                below = run_layers(core, x, 0, first, prefix)
+                above = run_layers(core, below, first, core.config.num_layers, prefix)
+            for row, index in enumerate(part):
+                item = items[index]
+                at = torch.tensor(item.places, device=core.device) - 1
+                self._cache[index] = _Cached(item, below[row, : len(item.lesson.ids)].clone(), above[row, at].clone())
+
+    def num_tokens(self, indexes: Sequence[int]) -> int:
+        """Returns how many tokens some items have."""
+        return sum(len(self._cache[index].item.lesson.ids) for index in indexes)
+
+    def forward(self, indexes: Sequence[int]) -> Tensor:
+        """Returns the loss of some items: the mean over their tokens of KL(q || student), raised ones weighing more.
+
+        They are of one kind: all stand behind the prefix, or none does.
+        """
+        core, shape = self._core, self.expert.shape
+        held = [self._cache[index] for index in indexes]
+        longest = max(one.below_TD.shape[0] for one in held)
+        x = held[0].below_TD.new_zeros(len(held), longest, core.config.d_model)
+        for row, one in enumerate(held):
+            x[row, : one.below_TD.shape[0]] = one.below_TD
+        bend = bend_alike(shape, self.expert.basis, self.expert.layers(core.dtype))
+        prefix = self._prefix if held[0].item.lesson.after_prefix else None
+        x = run_layers(core, x, shape.first_layer, core.config.num_layers, prefix, bend)
+        device = core.device
+        row_N = torch.tensor([row for row, one in enumerate(held) for _ in one.item.places], device=device)
+        place_N = torch.tensor([place for one in held for place in one.item.places], device=device)
+        student_NV = core.logits(x[row_N, place_N - 1]).float().log_softmax(dim=-1)
+        with torch.no_grad():
+            core_NV = core.logits(torch.cat([one.core_ND for one in held])).float().log_softmax(dim=-1)
+            q_NV, weight_N = _targets(core_NV, held, self._config.raised_weight)
+        # KL(q || s) = sum q (log q - log s); where q is zero nothing is asked.
+        kl_N = (torch.special.xlogy(q_NV, q_NV) - q_NV * student_NV).sum(dim=-1)
+        loss: Tensor = (kl_N * weight_N).sum() / weight_N.sum()
+        return loss
+
+
+def _targets(core_NV: Tensor, held: Sequence[_Cached], raised_weight: float) -> tuple[Tensor, Tensor]:
+    """Returns the target distributions [N, V] and the weights [N] of the tokens, in order."""
+    q_NV = core_NV.exp()
+    weight_N = q_NV.new_ones(len(q_NV))
+    at = 0
+    for one in held:
+        for place in one.item.places:
+            probability = one.item.raised.get(place)
+            if probability is not None:
+                token = one.item.lesson.ids[place]
+                q_NV[at] *= (1 - probability) / (1 - q_NV[at, token]).clamp(min=1e-12)
+                q_NV[at, token] = probability
+                weight_N[at] += raised_weight
+            at += 1
+    return q_NV, weight_N
+
+
+def _runs(order: Sequence[int], items: Sequence[Item], batch: int) -> Iterator[list[int]]:
+    """Yields items in batches of one kind."""
+    for after_prefix in (False, True):
+        part = [index for index in order if items[index].lesson.after_prefix == after_prefix]
+        for start in range(0, len(part), batch):
+            yield part[start : start + batch]
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """What one training step gave."""
+
+    step: int
+    dream_loss: float
+    anchor_loss: float
+    num_tokens: int
+
+
+class Schedule:
+    """Which items each step reads: a function of the seed and the step alone, so that a resumed run reads the same."""
+
+    def __init__(self, items: Sequence[Item], config: DistilConfig, seed: int) -> None:
+        self._config, self._seed = config, seed
+        by_owner: dict[str, list[int]] = {}
+        for index, item in enumerate(items):
+            if item.owner:
+                by_owner.setdefault(item.owner, []).append(index)
+        self._by_owner = [own for _, own in sorted(by_owner.items())]
+        anchors = [index for index, item in enumerate(items) if not item.owner]
+        self._anchors = [
+            [index for index in anchors if items[index].lesson.after_prefix == kind] for kind in (False, True)
+        ]
+        if not self._by_owner:
+            raise InvalidInput("items", "at least one dream", "none")
+
+    def dreams(self, step: int) -> list[int]:
+        """Returns the dreams of a step. People take turns, so that nobody counts more for having said more."""
+        return self._pick(step, "dream", self._config.num_dreams)
+
+    def anchors(self, step: int) -> list[list[int]]:
+        """Returns the anchors of a step, of each kind its own: prose, and exchanges."""
+        picked = []
+        for number, kind in enumerate(self._anchors):
+            chance = random.Random(f"{self._seed}/{step}/anchor/{number}")
+            picked.append(chance.sample(kind, min(self._config.num_anchors, len(kind))))
+        return [part for part in picked if part]
+
+    def _pick(self, step: int, what: str, count: int) -> list[int]:
+        people = len(self._by_owner)
+        picked = []
+        for number in range(step * count, (step + 1) * count):
+            turn, seat = divmod(number, people)
+            order = random.Random(f"{self._seed}/{what}/{turn}").sample(range(people), people)
+            own = self._by_owner[order[seat]]
+            # Everybody's dreams are gone through in an order of their own, again and again.
+            again, place = divmod(turn, len(own))
+            picked.append(random.Random(f"{self._seed}/{what}/{order[seat]}/{again}").sample(own, len(own))[place])
+        return picked
+
+
+def rate_at(config: DistilConfig, step: int) -> float:
+    """Returns the rate of a step: up over the first twentieth, then down to zero in a line."""
+    rise = max(1, config.num_steps // 20)
+    return config.rate * min(1.0, (step + 1) / rise) * (1 - step / config.num_steps)
+
+
+def train(
+    student: Student,
+    schedule: Schedule,
+    config: DistilConfig,
+    start: int = 0,
+    optimiser: torch.optim.Optimizer | None = None,
+) -> Iterator[StepDone]:
+    """Trains the expert in plain PyTorch, step by step: what every other trainer must agree with."""
+    optimiser = optimiser or torch.optim.AdamW(
+        student.expert.parameters(), lr=config.rate, betas=(0.9, 0.95), weight_decay=0.0
+    )
+    for step in range(start, config.num_steps):
+        for group in optimiser.param_groups:
+            group["lr"] = rate_at(config, step)
+        dreams, anchors = schedule.dreams(step), schedule.anchors(step)
+        dream_loss = student(dreams)
+        anchor_loss = torch.stack([student(part) for part in anchors]).mean() if anchors else torch.zeros(())
+        optimiser.zero_grad(set_to_none=True)
+        (dream_loss + config.anchor_weight * anchor_loss).backward()
+        optimiser.step()
+        yield StepDone(
+            step,
+            float(dream_loss.detach()),
+            float(anchor_loss.detach()),
+            student.num_tokens([*dreams, *chain.from_iterable(anchors)]),
+        )

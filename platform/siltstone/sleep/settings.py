@@ -1,0 +1,32 @@
+"""How a shared sleep is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from siltstone.errors import ConfigInvalid
+from siltstone.sleep.consensus import ConsensusConfig
+from siltstone.sleep.distil import DistilConfig
+from siltstone.sleep.filter import FilterConfig
+
+
+@dataclass(frozen=True, slots=True)
+class SleepConfig:
+    """How a shared sleep is done."""
+
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    """What one person may bring."""
+    consensus: ConsensusConfig = field(default_factory=ConsensusConfig)
+    """How many people, and how sure of it, it takes to teach the core something."""
+    distil: DistilConfig = field(default_factory=DistilConfig)
+    """How the student is trained."""
+    max_dreams: int = 160
+    """Dreams that are trained on: those that would teach the core most, and some at random."""
+    random_share: float = 0.1
+    """Share of the dreams that is taken at random from those left."""
+    read_batch: int = 16
+    """Dreams read at once."""
+
+    def __post_init__(self) -> None:
+        if min(self.max_dreams, self.read_batch) < 1 or not 0 <= self.random_share <= 1:
+            raise ConfigInvalid("sleep", "expected max_dreams and read_batch of at least 1, random_share of 0 to 1")

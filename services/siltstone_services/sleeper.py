@@ -1,0 +1,207 @@
+"""The shared sleep of one home folder: plan, filter, dream, consensus, distil, candidate. Stages hand on values."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from siltstone.adapters.core_store import LoadedCore
+from siltstone.adapters.imported_core import ImportedCore
+from siltstone.config import SiltstoneConfig
+from siltstone.errors import InvalidInput
+from siltstone.evaluation.office_material import load_office
+from siltstone.journal.admit import Refusal, admit
+from siltstone.memory.lessons import LessonPlan
+from siltstone.memory.restate import sentences
+from siltstone.memory.user_memory import from_blob
+from siltstone.model.core import Core, KeyValues, read_prefix
+from siltstone.model.deltas import DeltaShape
+from siltstone.model.lesson import Lesson
+from siltstone.ports import Journal, SnapshotStore
+from siltstone.sleep.consensus import Raised, consensus
+from siltstone.sleep.distil import Expert, Item, Schedule, StepDone, Student, anchor_item, dream_item, train
+from siltstone.sleep.dreams import Dream, DreamReader
+from siltstone.sleep.expand import merge
+from siltstone.sleep.filter import DropReason, Filtered, filter_statements
+from siltstone.sleep.selection import choose, worth
+from siltstone.sleep.words import supporters, who_said, words_of_tokens
+from siltstone.sleep_values import SleepPlan
+from siltstone.values import Interaction, JournalRecord, UserKey
+from siltstone_services.learning import Ground
+
+_READ_RECORDS = 1024
+_ANCHOR_TOKENS = 96
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Bed:
+    """What a sleep lies on: the core that serves, and how its users learn on it."""
+
+    loaded: LoadedCore
+    core: Core
+    shape: DeltaShape
+    lessons: LessonPlan
+    ground: Ground
+
+    @property
+    def prefix(self) -> KeyValues | None:
+        """Keys and values of the default prefix."""
+        return read_prefix(self.core, self.lessons.prefix_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class DreamtNight:
+    """What the memories agreed on: the dreams worth training on, with their raised tokens, and what was dropped."""
+
+    dreams: tuple[Dream, ...]
+    raised: tuple[tuple[Raised, ...], ...]
+    num_dreamt: int
+    dropped: Mapping[DropReason, int]
+    filtered: Filtered
+
+
+def make_plan(journal: Journal, store: SnapshotStore, core: str, since_ms: int, until_ms: int, seed: int) -> SleepPlan:
+    """Returns the plan of a sleep over everything absorbed so far: the vector of committed positions, and its users."""
+    positions = {partition: store.position(partition) for partition in journal.end_positions()}
+    users = sorted({record.owner for record in _records(journal, positions)})
+    told = repr((core, users, since_ms, until_ms, sorted(positions.items()), seed))
+    return SleepPlan(
+        hashlib.sha256(told.encode()).hexdigest()[:16], core, tuple(users), since_ms, until_ms, positions, seed
+    )
+
+
+def _records(journal: Journal, positions: Mapping[int, int]) -> Iterable[JournalRecord]:
+    for partition, end in sorted(positions.items()):
+        start = 0
+        while start < end and (records := journal.read(partition, start, min(_READ_RECORDS, end - start))):
+            yield from (record for record in records if record.payload)
+            start = records[-1].position + 1
+
+
+def interactions_of(plan: SleepPlan, journal: Journal, config: SiltstoneConfig) -> list[Interaction]:
+    """Returns the interactions the plan may look at, in the journal's order; what was parked is left out."""
+    wanted, found = set(plan.users), []
+    for record in _records(journal, plan.positions):
+        decided = admit(record.payload, config.admission)
+        if not isinstance(decided, Refusal) and decided.owner in wanted:
+            found.append(decided)
+    return found
+
+
+def dream(
+    plan: SleepPlan,
+    interactions: Sequence[Interaction],
+    store: SnapshotStore,
+    bed: Bed,
+    config: SiltstoneConfig,
+    person_of: Callable[[UserKey], str],
+    is_personal: Callable[[str], bool],
+    say: Say,
+) -> DreamtNight:
+    """Filters what was said, dreams it again under every memory that may be evidence, and finds what they agree on.
+
+    Raises: InvalidInput when nothing is left to sleep over; SnapshotMismatch for a memory of another core; Corrupt.
+    """
+    settings = config.sleep
+    filtered = filter_statements(
+        interactions, plan.since_ms, plan.until_ms, person_of, sentences, is_personal, settings.filter
+    )
+    say(f"{len(filtered.statements)} statements of {len({one.person for one in filtered.statements})} people")
+    said = who_said((one.person, one.text) for one in filtered.statements)
+    dropped = Counter(filtered.dropped)
+    dreams: list[Dream] = []
+    for statement in filtered.statements:
+        lesson = bed.lessons.as_recalled(statement.text, f"{plan.id}/{statement.interaction_id}/{statement.text}")
+        places = [at for at, weight in enumerate(lesson.weights) if at and weight > 0]
+        words = words_of_tokens(bed.loaded.tokenizer, [lesson.ids[at] for at in places])
+        one = Dream(statement.person, lesson, tuple(supporters(words, said)))
+        if one.people(settings.consensus.k_min):
+            dreams.append(one)
+        else:
+            dropped[DropReason.NOT_SUPPORTED] += 1
+    if not dreams:
+        raise InvalidInput("the window", f"something that {settings.consensus.k_min} people said", "nothing")
+    memories: dict[str, list[Tensor]] = {}
+    for owner in plan.users:
+        if (snapshot := store.load(owner)) is not None:
+            memory = from_blob(owner, snapshot.blob, bed.ground.version, bed.shape)
+            memories.setdefault(person_of(owner), []).append(memory.coefficients())
+    say(f"{len(dreams)} dreams under {len(memories)} people's memories")
+    reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix)
+    raised: dict[int, list[Raised]] = {}
+    worths = [0.0] * len(dreams)
+    for index, reading in reader.read(dreams, memories, settings.consensus.k_min, settings.read_batch):
+        raised[index] = consensus(
+            reading.core_logp_N,
+            reading.memory_logp_UN,
+            reading.people,
+            dreams[index].supporters,
+            settings.consensus,
+        )
+        worths[index] = worth(raised[index], reading.core_logp_N)
+    kept = choose(worths, settings.max_dreams, settings.random_share, plan.seed)
+    dropped[DropReason.NOT_LEARNED] += sum(value <= 0 for value in worths)
+    if not kept:
+        raise InvalidInput("the memories", f"something that {settings.consensus.k_min} of them hold", "nothing")
+    return DreamtNight(
+        tuple(dreams[index] for index in kept),
+        tuple(tuple(raised[index]) for index in kept),
+        len(dreams),
+        {reason: num for reason, num in dropped.items() if num},
+        filtered,
+    )
+
+
+def items_of(night: DreamtNight, bed: Bed) -> list[Item]:
+    """Returns what the student reads: the dreams, and neutral text to be kept as it is."""
+    items = [
+        dream_item(one.lesson, one.places, raised, one.person)
+        for one, raised in zip(night.dreams, night.raised, strict=True)
+    ]
+    office = load_office()
+    tokenizer = bed.loaded.tokenizer
+    longest = min(_ANCHOR_TOKENS, bed.core.config.max_context)
+    for passage in office.anchors:
+        ids = tuple(tokenizer.encode(passage.text)[:longest])
+        items.append(anchor_item(Lesson(ids, (0.0,) * len(ids), after_prefix=False)))
+    for chat in office.anchor_chats:
+        lesson = bed.lessons.as_answered(chat.question, chat.answer)
+        items.append(Item(lesson, tuple(at for at, weight in enumerate(lesson.weights) if at and weight > 0), {}))
+    return items
+
+
+def distil(
+    items: Sequence[Item], bed: Bed, config: SiltstoneConfig, seed: int, on_step: Callable[[StepDone], None]
+) -> Expert:
+    """Trains an expert of the core on the items and returns it."""
+    torch.manual_seed(seed)
+    settings = config.sleep.distil
+    expert = Expert(bed.shape, bed.ground.basis, bed.ground.guard).to(bed.core.device)
+    student = Student(bed.core, expert, bed.prefix, settings)
+    student.prepare(items)
+    for done in train(student, Schedule(items, settings, seed), settings):
+        on_step(done)
+    return expert
+
+
+def candidate_of(expert: Expert, bed: Bed, sleep_id: str) -> ImportedCore:
+    """Returns the core with the expert merged into it, as large as before."""
+    basis = {site: part.cpu() for site, part in expert.basis.items()}
+    write = {site: expert.written(site).detach().cpu() for site in expert.shape.sites}
+    loaded = bed.loaded
+    tensors = merge(loaded.tensors, bed.shape, basis, write)
+    return ImportedCore(
+        f"sleep:{sleep_id} of {loaded.digest[:12]}",
+        loaded.config,
+        tensors,
+        loaded.tokenizer.json,
+        loaded.chat,
+        loaded.extras,
+    )
