@@ -134,7 +134,8 @@ class VersionState(StrEnum):
 class CoreVersion:
     """One version of the core as the registry knows it. `digest` names the core's content, `number` its place.
 
-    `first_served_epoch` is the epoch under which it first became champion; 0 says it never was.
+    `first_served_epoch` is the epoch under which it first became champion; 0 says it never was. `seal` is the sha256 of
+    the signature of its folder: what a caller pins who wants exactly this and nothing signed earlier or later.
     """
 
     number: int
@@ -145,6 +146,7 @@ class CoreVersion:
     evidence_digest: str = ""
     verdict: Verdict | None = None
     first_served_epoch: int = 0
+    seal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
