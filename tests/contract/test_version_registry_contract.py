@@ -27,12 +27,6 @@ _names = count()
 Opening = Callable[[], AbstractContextManager[VersionRegistry]]
 
 
-@pytest.fixture(scope="session")
-def mlflow_address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for all tests: MLflow takes seconds to make its tables."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-
-
 @pytest.fixture(params=ADAPTERS)
 def opening(request: pytest.FixtureRequest, tmp_path: Path, mlflow_address: str) -> Opening:
     config = MlflowConfig(mlflow_address, f"contract-{next(_names)}")

@@ -67,6 +67,8 @@ class MlflowRegistry:
         """
         self._config, self._ledger = config or MlflowConfig(), ledger
         self._home = home / "mlflow"
+        self._mirrored: set[str] = set()
+        """The seals of the versions that MLflow was seen to have."""
         self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
         # MLflow makes its tables at first use, and two processes at once would both try.
         with self._mirroring():
@@ -114,7 +116,7 @@ class MlflowRegistry:
 
         Raises: Unavailable also when MLflow does not have the version and cannot take it: nothing serves unrecorded.
         """
-        if self._ledger.show(number).first_served_epoch == 0:
+        if self._ledger.show(number).seal not in self._mirrored:
             self._mirror(number)
         former = self._ledger.champion()
         champion = self._ledger.promote(number, expected_epoch)
@@ -212,6 +214,7 @@ class MlflowRegistry:
             for key, value in tags.items():
                 if mirrored.tags.get(key) != value:
                     self._client.set_model_version_tag(self._config.name, mirrored.version, key, value)
+        self._mirrored.add(version.seal)
         fault_point("mirror.tagged")
 
     def _mirror_champion(self) -> None:

@@ -68,7 +68,10 @@ class FolderSigner:
     def _prepare_keys(self) -> None:
         private_pem = load_or_make(self._private, _make_key)
         if not self._public.exists():
-            key = serialization.load_pem_private_key(private_pem, None)
+            try:
+                key = serialization.load_pem_private_key(private_pem, None)
+            except ValueError as error:
+                raise Corrupt("the signing key", "a private key in PEM", str(error)) from error
             public_pem = key.public_key().public_bytes(
                 serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
             )
