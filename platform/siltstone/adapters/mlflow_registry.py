@@ -214,8 +214,8 @@ class MlflowRegistry:
             for key, value in tags.items():
                 if mirrored.tags.get(key) != value:
                     self._client.set_model_version_tag(self._config.name, mirrored.version, key, value)
+                    fault_point("mirror.tagged")
         self._mirrored.add(version.seal)
-        fault_point("mirror.tagged")
 
     def _mirror_champion(self) -> None:
         """Moves the alias to where the ledger's champion is now. The lock makes it the newest one."""
