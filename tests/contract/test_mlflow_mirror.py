@@ -159,6 +159,18 @@ def test_while_mlflow_is_away_nothing_new_serves_but_a_rollback_works_and_is_mir
         assert [mirror.version(n).tags["siltstone.state"] for n in (1, 2, 3)] == ["serving", "retired", "accepted"]
 
 
+def test_a_registry_that_starts_without_mlflow_serves_and_catches_up(mirror, tmp_path, monkeypatch):
+    with sqlite_registry(tmp_path) as ledger:
+        accept(ledger, tmp_path, 1)
+    with mlflow_away(monkeypatch), mirror.open() as registry:
+        assert registry.artefact(1).is_dir()
+        with pytest.raises(Unavailable):
+            registry.promote(1, 0)
+    with mirror.open() as registry:
+        assert registry.promote(1, 0).epoch == 1
+        assert mirror.champion() == 1
+
+
 def test_an_upload_that_was_broken_off_is_taken_up_in_the_same_run(mirror, tmp_path, monkeypatch):
     with mirror.open() as registry:
 

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fcntl import LOCK_EX, flock
@@ -38,6 +38,9 @@ from siltstone.sleep_values import Champion, CoreVersion, Lineage, Verdict, Vers
 _LOG: Final = logging.getLogger(__name__)
 _FOLDER: Final = "version"
 _CHAMPION: Final = "champion"
+_NUMBER: Final = "siltstone.number"
+_SEAL: Final = "siltstone.seal"
+_EPOCH: Final = "siltstone.epoch"
 _NOT_A_NAME: Final = re.compile(r"[^A-Za-z0-9_.:/ -]")
 _MAX_PARAMS: Final = 100
 """MLflow takes no more in one call."""
@@ -57,26 +60,17 @@ class MlflowRegistry:
     """`ports.VersionRegistry`: the embedded registry decides, MLflow is brought up to it after every change.
 
     A version is in MLflow before it may serve. A change of champion that has happened is never undone by MLflow being
-    away: it is written down as behind, and healed at the next change or start.
+    away: MLflow is then behind, and healed at the next change or start.
     """
 
     def __init__(self, home: Path, ledger: SqliteRegistry, config: MlflowConfig | None = None) -> None:
-        """Opens the mirror, or makes it, and brings it up to the ledger.
-
-        Raises: Unavailable when MLflow does not answer.
-        """
+        """Brings the mirror up to the ledger, if MLflow answers."""
         self._config, self._ledger = config or MlflowConfig(), ledger
         self._home = home / "mlflow"
+        self._store: _Store | None = None
         self._mirrored: set[str] = set()
         """The seals of the versions that MLflow was seen to have."""
-        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # MLflow makes its tables at first use, and two processes at once would both try.
-        with self._mirroring():
-            address = self._config.address or f"sqlite:///{self._home.resolve() / 'mlflow.db'}"
-            self._client = MlflowClient(tracking_uri=address, registry_uri=address)
-            self._experiment = self._find_or_make_experiment()
-            self._find_or_make_model()
-        self.heal()
+        self._lenient(self.heal)
 
     def record(self, core: Path, lineage: Lineage, evidence: bytes) -> CoreVersion:
         """See `ports.VersionRegistry.record`.
@@ -151,14 +145,14 @@ class MlflowRegistry:
 
         Raises: Unavailable.
         """
-        with self._mirroring():
-            found = self._read_mirror()
+        with self._mirroring() as store:
+            found = store.versions()
             for version in self._ledger.list():
                 try:
-                    self._mirror_version(version, found.get(version.number))
+                    self._follow(store, version, found.get(version.number))
                 except Corrupt as damage:
                     _LOG.warning("version not mirrored", extra={"version": version.number, "damage": str(damage)})
-            self._mirror_champion()
+            store.follow_champion(self._ledger.champion())
 
     def close(self) -> None:
         """Closes the ledger."""
@@ -171,129 +165,159 @@ class MlflowRegistry:
         self.close()
 
     @contextmanager
-    def _mirroring(self) -> Iterator[None]:
-        """Holds the mirror's lock on this machine: what is read from the ledger in it is what MLflow gets last."""
+    def _mirroring(self) -> Iterator[_Store]:
+        """Holds the mirror's lock on this machine: what is read from the ledger in it is what MLflow gets last.
+
+        MLflow makes its tables at first use, and two processes at once would both try: so it is opened in here too.
+        """
+        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self._home / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             flock(descriptor, LOCK_EX)
-            yield
+            if self._store is None:
+                self._store = _Store(self._home.resolve(), self._config)
+            yield self._store
         except (MlflowException, OSError) as error:
             raise Unavailable("MLflow", str(error)) from error
         finally:
             os.close(descriptor)
 
     def _mirror(self, *numbers: int) -> None:
-        with self._mirroring():
-            found = self._read_mirror()
+        with self._mirroring() as store:
+            found = store.versions()
             for number in numbers:
-                self._mirror_version(self._ledger.show(number), found.get(number))
-            self._mirror_champion()
+                self._follow(store, self._ledger.show(number), found.get(number))
+            store.follow_champion(self._ledger.champion())
 
     def _mirror_later(self, *numbers: int) -> None:
-        try:
-            self._mirror(*numbers)
-        except SiltstoneError as error:
-            _LOG.warning("MLflow is behind", extra={"versions": numbers, "reason": str(error)})
+        self._lenient(lambda: self._mirror(*numbers))
 
-    def _mirror_version(self, version: CoreVersion, mirrored: ModelVersion | None) -> None:
-        tags = {
-            "siltstone.number": str(version.number),
-            "siltstone.digest": version.digest,
-            "siltstone.parent": version.lineage.parent,
-            "siltstone.seal": version.seal,
-            "siltstone.state": version.state.value,
-        }
-        if mirrored is None or mirrored.tags.get("siltstone.seal") != version.seal:
-            run_id = str(mirrored.run_id) if mirrored else self._find_or_make_run(version)
-            self._upload(version, run_id, with_core=mirrored is None)
-            fault_point("mirror.uploaded")
-            if mirrored is None:
-                source = f"runs:/{run_id}/{_FOLDER}"
-                self._client.create_model_version(self._config.name, source, run_id, tags=tags)
-        if mirrored is not None:
-            for key, value in tags.items():
-                if mirrored.tags.get(key) != value:
-                    self._client.set_model_version_tag(self._config.name, mirrored.version, key, value)
-                    fault_point("mirror.tagged")
+    def _lenient(self, mirror: Callable[[], None]) -> None:
+        try:
+            mirror()
+        except SiltstoneError as error:
+            _LOG.warning("MLflow is behind", extra={"reason": str(error)})
+
+    def _follow(self, store: _Store, version: CoreVersion, mirrored: ModelVersion | None) -> None:
+        if mirrored is None:
+            store.add(version, self._ledger.folder(version.number))
+        elif mirrored.tags.get(_SEAL) != version.seal:
+            store.replace(version, mirrored, self._ledger.folder(version.number))
+        else:
+            store.tag(version, mirrored)
         self._mirrored.add(version.seal)
 
-    def _mirror_champion(self) -> None:
-        """Moves the alias to where the ledger's champion is now. The lock makes it the newest one."""
-        champion = self._ledger.champion()
-        if champion is None:
-            return
-        wanted = self._read_mirror().get(champion.number)
-        model = self._client.get_registered_model(self._config.name)
-        if wanted is not None and str(model.aliases.get(_CHAMPION)) != str(wanted.version):
-            self._client.set_registered_model_alias(self._config.name, _CHAMPION, str(wanted.version))
-            fault_point("mirror.alias_moved")
-        if model.tags.get("siltstone.epoch") != str(champion.epoch):
-            self._client.set_registered_model_tag(self._config.name, "siltstone.epoch", str(champion.epoch))
+    def _fetch(self, number: int) -> None:
+        with self._mirroring() as store, tempfile.TemporaryDirectory(dir=self._home) as beside:
+            mirrored = store.versions().get(number)
+            if mirrored is None:
+                raise Unavailable("MLflow", f"it has no version {number}")
+            self._ledger.restore(number, store.fetch(mirrored, Path(beside)))
 
-    def _read_mirror(self) -> dict[int, ModelVersion]:
+
+class _Store:
+    """An open MLflow: one registered model, and one experiment with a run for each version."""
+
+    def __init__(self, home: Path, config: MlflowConfig) -> None:
+        self._name = config.name
+        address = config.address or f"sqlite:///{home / 'mlflow.db'}"
+        # A server knows best where it keeps files; a database alone would put them into the working folder.
+        location = None if address.startswith(("http://", "https://")) else (home / "artifacts").as_uri()
+        self._client = MlflowClient(tracking_uri=address, registry_uri=address)
+        experiment = self._client.get_experiment_by_name(self._name)
+        self._experiment = str(
+            experiment.experiment_id
+            if experiment
+            else self._client.create_experiment(self._name, artifact_location=location)
+        )
+        if not self._client.search_registered_models(f"name = '{self._name}'"):
+            self._client.create_registered_model(self._name)
+
+    def versions(self) -> dict[int, ModelVersion]:
         """Returns MLflow's versions by our number, which a tag tells: their own numbers may have gaps."""
         found: dict[int, ModelVersion] = {}
         token: str | None = None
         while True:
-            page = self._client.search_model_versions(f"name = '{self._config.name}'", page_token=token)
+            page = self._client.search_model_versions(f"name = '{self._name}'", page_token=token)
             for one in page:
-                if number := one.tags.get("siltstone.number"):
+                if number := one.tags.get(_NUMBER):
                     found[int(number)] = one
             if not (token := page.token):
                 return found
 
-    def _find_or_make_experiment(self) -> str:
-        experiment = self._client.get_experiment_by_name(self._config.name)
-        if experiment is not None:
-            return str(experiment.experiment_id)
-        # A server knows best where it keeps files; a database alone would put them into the working folder.
-        is_server = self._config.address.startswith(("http://", "https://"))
-        location = None if is_server else (self._home.resolve() / "artifacts").as_uri()
-        return str(self._client.create_experiment(self._config.name, artifact_location=location))
+    def add(self, version: CoreVersion, folder: Path) -> None:
+        """Uploads a version's folder to a run of its own and registers it."""
+        run_id = self._find_or_make_run(version)
+        self._client.log_artifacts(run_id, str(folder), _FOLDER)
+        self._conclude(version, run_id)
+        fault_point("mirror.uploaded")
+        self._client.create_model_version(self._name, f"runs:/{run_id}/{_FOLDER}", run_id, tags=_tags(version))
 
-    def _find_or_make_model(self) -> None:
-        if not self._client.search_registered_models(f"name = '{self._config.name}'"):
-            self._client.create_registered_model(self._config.name)
+    def replace(self, version: CoreVersion, mirrored: ModelVersion, folder: Path) -> None:
+        """Uploads what a verdict has changed: all but the core."""
+        for path in sorted(folder.iterdir()):
+            if path.is_file():
+                self._client.log_artifact(str(mirrored.run_id), str(path), _FOLDER)
+        self._conclude(version, str(mirrored.run_id))
+        self.tag(version, mirrored)
+
+    def tag(self, version: CoreVersion, mirrored: ModelVersion) -> None:
+        """Brings the tags of a version up to what it is now."""
+        for key, value in _tags(version).items():
+            if mirrored.tags.get(key) != value:
+                self._client.set_model_version_tag(self._name, mirrored.version, key, value)
+                fault_point("mirror.tagged")
+
+    def follow_champion(self, champion: Champion | None) -> None:
+        """Moves the alias to the champion. The caller's lock makes it the newest one."""
+        if champion is None:
+            return
+        wanted = self.versions().get(champion.number)
+        model = self._client.get_registered_model(self._name)
+        if wanted is not None and str(model.aliases.get(_CHAMPION)) != str(wanted.version):
+            self._client.set_registered_model_alias(self._name, _CHAMPION, str(wanted.version))
+            fault_point("mirror.alias_moved")
+        if model.tags.get(_EPOCH) != str(champion.epoch):
+            self._client.set_registered_model_tag(self._name, _EPOCH, str(champion.epoch))
+
+    def fetch(self, mirrored: ModelVersion, beside: Path) -> Path:
+        """Downloads a version's folder, as it is there, and returns it."""
+        return Path(self._client.download_artifacts(str(mirrored.run_id), _FOLDER, str(beside)))
 
     def _find_or_make_run(self, version: CoreVersion) -> str:
         """Returns the run of a version: that of an upload that was broken off, or a new one."""
-        wanted = f"tags.`siltstone.number` = '{version.number}'"
-        for run in self._client.search_runs([self._experiment], wanted, max_results=1):
+        for run in self._client.search_runs(
+            [self._experiment], f"tags.`{_NUMBER}` = '{version.number}'", max_results=1
+        ):
             return str(run.info.run_id)
-        tags = {"siltstone.number": str(version.number), "siltstone.code": version.lineage.code_revision}
-        run_id = str(self._client.create_run(self._experiment, tags=tags).info.run_id)
+        tags = {_NUMBER: str(version.number), "siltstone.code": version.lineage.code_revision}
+        run = self._client.create_run(self._experiment, tags=tags, run_name=f"version {version.number}")
         seeds = {f"seed.{name}": str(seed) for name, seed in version.lineage.seeds.items()}
-        params = _params({**version.lineage.config, **seeds})
+        values = {**version.lineage.config, **seeds}
+        params = [Param(_named(name), value) for name, value in sorted(values.items())]
         for start in range(0, len(params), _MAX_PARAMS):
-            self._client.log_batch(run_id, params=params[start : start + _MAX_PARAMS])
-        return run_id
+            self._client.log_batch(run.info.run_id, params=params[start : start + _MAX_PARAMS])
+        return str(run.info.run_id)
 
-    def _upload(self, version: CoreVersion, run_id: str, *, with_core: bool) -> None:
-        folder = self._ledger.folder(version.number)
-        if with_core:
-            self._client.log_artifacts(run_id, str(folder), _FOLDER)
-        else:
-            for path in sorted(folder.iterdir()):
-                if path.is_file():
-                    self._client.log_artifact(run_id, str(path), _FOLDER)
-        if version.verdict is not None:
-            values = {one.check: one.value for one in version.verdict.results}
-            finite = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
-            metrics = [Metric(_named(name), value, version.created_ms, 0) for name, value in finite.items()]
-            self._client.log_batch(run_id, metrics=metrics)
-            self._client.set_terminated(run_id)
-
-    def _fetch(self, number: int) -> None:
-        with tempfile.TemporaryDirectory(dir=self._home) as beside, self._mirroring():
-            mirrored = self._read_mirror().get(number)
-            if mirrored is None:
-                raise Unavailable("MLflow", f"it has no version {number}")
-            fetched = self._client.download_artifacts(str(mirrored.run_id), _FOLDER, beside)
-            self._ledger.restore(number, Path(fetched))
+    def _conclude(self, version: CoreVersion, run_id: str) -> None:
+        """Writes the figures of the verdict, once there is one, and ends the run."""
+        if version.verdict is None:
+            return
+        values = {one.check: one.value for one in version.verdict.results}
+        finite = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
+        metrics = [Metric(_named(name), value, version.created_ms, 0) for name, value in finite.items()]
+        self._client.log_batch(run_id, metrics=metrics)
+        self._client.update_run(run_id, status="FINISHED")
 
 
-def _params(values: Mapping[str, str]) -> list[Param]:
-    return [Param(_named(name), value) for name, value in sorted(values.items())]
+def _tags(version: CoreVersion) -> dict[str, str]:
+    return {
+        _NUMBER: str(version.number),
+        "siltstone.digest": version.digest,
+        "siltstone.parent": version.lineage.parent,
+        _SEAL: version.seal,
+        "siltstone.state": version.state.value,
+    }
 
 
 def _named(name: str) -> str:
