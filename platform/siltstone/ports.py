@@ -186,6 +186,14 @@ class VersionRegistry(Protocol):
         """
         ...
 
+    def discard(self, number: int) -> CoreVersion:
+        """Removes the folder of a refused or retired version that nobody is pinned to. What is told of it stays.
+
+        Promises: durable; idempotent. The version has no seal afterwards, is not handed out and never serves again.
+        Raises: NotFound; WrongState for any other version; Unavailable.
+        """
+        ...
+
     def list(self) -> tuple[CoreVersion, ...]:
         """Returns every version, by number."""
         ...
@@ -222,8 +230,8 @@ class VersionRegistry(Protocol):
         """Returns the folder of a version that has passed the gate, its signature and every byte verified.
 
         The folder is a home with this one core in it: a core store opened on it loads the core by its digest.
-        Raises: NotFound; WrongState for a candidate or a refused version; Corrupt when it is unsigned, not what was
-        signed, or another version's.
+        Raises: NotFound, also when it was discarded; WrongState for a candidate or a refused version; Corrupt when it
+        is unsigned, not what was signed, or another version's.
         """
         ...
 

@@ -136,6 +136,7 @@ class CoreVersion:
 
     `first_served_epoch` is the epoch under which it first became champion; 0 says it never was. `seal` is the sha256 of
     the signature of its folder: what a caller pins who wants exactly this and nothing signed earlier or later.
+    Without a seal the folder was discarded.
     """
 
     number: int

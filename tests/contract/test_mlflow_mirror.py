@@ -186,6 +186,18 @@ def test_an_upload_that_was_broken_off_is_taken_up_in_the_same_run(mirror, tmp_p
         assert len(mirror.client.search_runs([experiment.experiment_id])) == len(mirror.versions()) == 1
 
 
+def test_the_files_of_a_discarded_version_go_from_mlflow_and_its_figures_stay(mirror, tmp_path):
+    with mirror.open() as registry:
+        version = record(registry, tmp_path, 1)
+        registry.set_verdict(1, verdict(version, accepted=False))
+        registry.discard(1)
+    run = mirror.client.get_run(mirror.version(1).run_id)
+    assert mirror.client.list_artifacts(run.info.run_id) == []
+    assert run.data.metrics == {"retention": 0.25}
+    with mirror.open() as registry:
+        assert registry.show(1).seal == ""
+
+
 def test_without_an_address_everything_is_kept_under_the_home_folder(tmp_path):
     with sqlite_registry(tmp_path) as ledger:
         registry = MlflowRegistry(tmp_path, ledger)

@@ -208,6 +208,24 @@ def test_a_retired_version_is_still_handed_out_to_who_is_pinned_to_it(registry, 
     assert registry.artefact(1) != registry.artefact(2)
 
 
+def test_a_discarded_version_is_gone_but_still_told_of_and_a_rollback_passes_over_it(opening, tmp_path):
+    with opening() as registry:
+        for seed in (1, 2, 3):
+            accept(registry, tmp_path, seed)
+            registry.promote(seed, seed - 1)
+        folder = registry.artefact(2)
+        with pytest.raises(WrongState):
+            registry.discard(3)
+        assert registry.discard(2) == registry.discard(2)
+        assert not folder.exists()
+        assert (registry.show(2).verdict, registry.show(2).lineage.sleep_id) == (verdict(registry.show(2)), "night-2")
+    with opening() as registry:
+        for attempt in (lambda: registry.artefact(2), lambda: registry.promote(2, 3)):
+            with pytest.raises(NotFound, match="2"):
+                attempt()
+        assert registry.rollback(3).number == 1
+
+
 def test_the_history_tells_every_move_in_order(registry, tmp_path):
     first = accept(registry, tmp_path, 1)
     second = record(registry, tmp_path, 2)

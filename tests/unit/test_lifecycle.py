@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from siltstone.errors import InvalidInput, NotFound, SiltstoneError, StaleEpoch, WrongState
 from siltstone.sleep_values import Champion, CheckResult, CoreVersion, Lineage, Verdict, VersionState
-from siltstone.versions.lifecycle import TRANSITIONS, Trigger, judge, next_state, predecessor, retire, succeed
+from siltstone.versions.lifecycle import TRANSITIONS, Trigger, discard, judge, next_state, predecessor, retire, succeed
 
 ALLOWED = {
     ("candidate", "accept", "accepted"),
@@ -25,7 +25,9 @@ ALLOWED = {
 
 def version(number=1, state=VersionState.CANDIDATE, parent="", first_served_epoch=0):
     lineage = Lineage(parent, "night", {}, (), {}, {}, "r1")
-    return CoreVersion(number, f"core-{number}", state, lineage, 0, first_served_epoch=first_served_epoch)
+    return CoreVersion(
+        number, f"core-{number}", state, lineage, 0, first_served_epoch=first_served_epoch, seal=f"seal-{number}"
+    )
 
 
 def verdict(candidate="core-1", accepted=True, passed=True, num_checks=1):
@@ -114,6 +116,23 @@ def test_a_rollback_goes_to_who_served_before_and_never_forward():
         predecessor(versions, Champion(1, "core-1", 5))
     with pytest.raises(NotFound):
         predecessor(versions, None)
+
+
+@pytest.mark.parametrize("state", [VersionState.CANDIDATE, VersionState.ACCEPTED, VersionState.SERVING])
+def test_what_may_still_serve_is_not_discarded(state):
+    with pytest.raises(WrongState, match="discard"):
+        discard(version(state=state))
+
+
+def test_what_was_discarded_while_its_promotion_was_under_way_does_not_become_champion():
+    with pytest.raises(NotFound, match="2"):
+        succeed(discard(version(2, VersionState.RETIRED, first_served_epoch=1)), None, None, 0)
+
+
+def test_a_rollback_passes_over_what_was_discarded():
+    versions = [version(number, VersionState.RETIRED, first_served_epoch=number) for number in (1, 2, 3)]
+    versions[1] = discard(versions[1])
+    assert predecessor(versions, Champion(3, "core-3", 3)).number == 1
 
 
 class World:

@@ -29,6 +29,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from siltstone.adapters.sqlite_registry import SqliteRegistry
 from siltstone.errors import Corrupt, SiltstoneError, Unavailable
@@ -90,6 +91,12 @@ class MlflowRegistry:
     def retire(self, number: int) -> CoreVersion:
         """See `ports.VersionRegistry.retire`."""
         version = self._ledger.retire(number)
+        self._mirror_later(number)
+        return version
+
+    def discard(self, number: int) -> CoreVersion:
+        """See `ports.VersionRegistry.discard`. MLflow's copy goes too."""
+        version = self._ledger.discard(number)
         self._mirror_later(number)
         return version
 
@@ -199,6 +206,10 @@ class MlflowRegistry:
             _LOG.warning("MLflow is behind", extra={"reason": str(error)})
 
     def _follow(self, store: _Store, version: CoreVersion, mirrored: ModelVersion | None) -> None:
+        if not version.seal:
+            if mirrored is not None:
+                store.discard(version, mirrored)
+            return
         if mirrored is None:
             store.add(version, self._ledger.folder(version.number))
         elif mirrored.tags.get(_SEAL) != version.seal:
@@ -259,6 +270,13 @@ class _Store:
             if path.is_file():
                 self._client.log_artifact(str(mirrored.run_id), str(path), _FOLDER)
         self._conclude(version, str(mirrored.run_id))
+        self.tag(version, mirrored)
+
+    def discard(self, version: CoreVersion, mirrored: ModelVersion) -> None:
+        """Removes the files of a version, once; its run, figures and tags stay."""
+        if mirrored.tags.get(_SEAL):
+            uri = self._client.get_run(str(mirrored.run_id)).info.artifact_uri
+            get_artifact_repository(uri, tracking_uri=self._client.tracking_uri).delete_artifacts(_FOLDER)
         self.tag(version, mirrored)
 
     def tag(self, version: CoreVersion, mirrored: ModelVersion) -> None:

@@ -26,11 +26,11 @@ from siltstone.adapters.sqlite_versions import (
     write_version,
 )
 from siltstone.adapters.version_folders import VersionFolders
-from siltstone.errors import ConfigInvalid, Corrupt, InvalidInput, StaleEpoch, Unavailable, WrongState
+from siltstone.errors import ConfigInvalid, Corrupt, InvalidInput, NotFound, StaleEpoch, Unavailable, WrongState
 from siltstone.faults import fault_point
 from siltstone.ports import Clock
 from siltstone.sleep_values import Champion, CoreVersion, Lineage, Verdict, VersionMove, VersionState
-from siltstone.versions.lifecycle import PASSED_THE_GATE, judge, predecessor, retire, succeed
+from siltstone.versions.lifecycle import PASSED_THE_GATE, discard, judge, predecessor, retire, succeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,15 @@ class SqliteRegistry:
             self._store(connection, read_head(connection), (version, retired))
         return retired
 
+    def discard(self, number: int) -> CoreVersion:
+        """See `ports.VersionRegistry.discard`."""
+        with self._folders.writing():
+            with self._changing() as connection:
+                discarded = discard(read_version(connection, number))
+                write_version(connection, discarded)
+            self._folders.sweep(self.list())
+        return discarded
+
     def list(self) -> tuple[CoreVersion, ...]:
         """See `ports.VersionRegistry.list`."""
         with self._reading() as connection:
@@ -181,9 +190,11 @@ class SqliteRegistry:
     def folder(self, number: int) -> Path:
         """Returns the verified folder of a version in any state: to copy it elsewhere, not to serve it.
 
-        Raises: NotFound; Corrupt.
+        Raises: NotFound, also when it was discarded; Corrupt.
         """
         version = self.show(number)
+        if not version.seal:
+            raise NotFound("folder of version", str(number))
         try:
             return self._folders.verify(version)
         except (Corrupt, Unavailable):

@@ -88,18 +88,30 @@ def retire(version: CoreVersion) -> CoreVersion:
     return replace(version, state=next_state(version, Trigger.RETIRE))
 
 
+def discard(version: CoreVersion) -> CoreVersion:
+    """Returns a refused or retired version without its folder.
+
+    Raises: WrongState.
+    """
+    if version.state not in (VersionState.REFUSED, VersionState.RETIRED):
+        raise WrongState(f"version {version.number}", version.state.value, "discard")
+    return replace(version, seal="")
+
+
 def succeed(
     rising: CoreVersion, champion: Champion | None, leaving: CoreVersion | None, expected_epoch: int
 ) -> Succession:
     """Decides whether a version becomes champion after `leaving`, the present one, under the next epoch.
 
     Raises: StaleEpoch when the champion's epoch is not `expected_epoch` (0 while there is none): the mover has not seen
-    the newest one. WrongState when the version may not serve.
+    the newest one. WrongState when the version may not serve. NotFound when its folder was discarded.
     """
     epoch = champion.epoch if champion else 0
     if expected_epoch != epoch:
         raise StaleEpoch(expected_epoch, epoch)
     after = next_state(rising, Trigger.SERVE)
+    if not rising.seal:
+        raise NotFound("folder of version", str(rising.number))
     next_epoch = epoch + 1
     risen = replace(rising, state=after, first_served_epoch=rising.first_served_epoch or next_epoch)
     left = replace(leaving, state=next_state(leaving, Trigger.RETIRE)) if leaving else None
@@ -107,7 +119,7 @@ def succeed(
 
 
 def predecessor(versions: Sequence[CoreVersion], champion: Champion | None) -> CoreVersion:
-    """Returns the version to roll back to: of those that first served before the champion first did, the latest.
+    """Returns the version to roll back to: of those kept that first served before the champion first did, the latest.
 
     A second rollback so goes a step further back, never forward to the version just rolled back from.
 
@@ -117,7 +129,7 @@ def predecessor(versions: Sequence[CoreVersion], champion: Champion | None) -> C
     earlier = [
         version
         for version in versions
-        if version.state is VersionState.RETIRED and 0 < version.first_served_epoch < since
+        if version.state is VersionState.RETIRED and version.seal and 0 < version.first_served_epoch < since
     ]
     if not earlier:
         raise NotFound("version", "one that served before the champion")
