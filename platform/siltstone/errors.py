@@ -35,6 +35,17 @@ class NotFound(SiltstoneError):
         return f"no such {self.kind}: {self.name}"
 
 
+class WrongState(SiltstoneError):
+    """A thing stands where this cannot be done with it. Args: what, state, action."""
+
+    def __init__(self, what: str, state: str, action: str) -> None:
+        super().__init__(what, state, action)
+        self.what, self.state, self.action = what, state, action
+
+    def __str__(self) -> str:
+        return f"{self.what} is {self.state}: not to {self.action}"
+
+
 class ConfigInvalid(SiltstoneError):
     """The configuration cannot be used. Args: where, reason."""
 
@@ -94,6 +105,17 @@ class PositionConflict(SiltstoneError):
 
     def __str__(self) -> str:
         return f"partition {self.partition}: commit expected position {self.expected}, the store is at {self.stored}"
+
+
+class StaleEpoch(SiltstoneError):
+    """A change of champion expected another champion. Args: expected, newest."""
+
+    def __init__(self, expected: int, newest: int) -> None:
+        super().__init__(expected, newest)
+        self.expected, self.newest = expected, newest
+
+    def __str__(self) -> str:
+        return f"the champion has moved: expected epoch {self.expected}, it is at {self.newest}"
 
 
 # What is stored cannot be trusted.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
+from siltstone.sleep_values import Champion, CoreVersion, Lineage, Verdict, VersionMove
 from siltstone.values import (
     AnswerEnd,
     AnswerPart,
@@ -162,6 +164,92 @@ class ShardHost(Protocol):
 
     async def status(self) -> ShardStatus:
         """Returns what an operator may see."""
+        ...
+
+
+class VersionRegistry(Protocol):
+    """Every version of the core: what it is, where it comes from, where it stands, and which one serves."""
+
+    def record(self, core: Path, lineage: Lineage, evidence: bytes) -> CoreVersion:
+        """Keeps a core as the next candidate: the folder as a core store holds it, its evidence as JSON, a signature.
+
+        Promises: durable and whole when it returns; numbers start at 1 and rise by one; idempotent by (core, sleep id):
+        a repeat returns the version that is there. The folder given stays as it is and may be removed afterwards.
+        Raises: NotFound when there is no such core; Corrupt when it is not what its digest says; InvalidInput when the
+        evidence is not JSON; Unavailable when it cannot be written. Nothing was recorded in any case.
+        """
+        ...
+
+    def set_verdict(self, number: int, verdict: Verdict) -> CoreVersion:
+        """Writes the gate's verdict beside a candidate, signs anew, and makes it accepted or refused.
+
+        Promises: durable; all or nothing.
+        Raises: NotFound; WrongState when it is no candidate; InvalidInput when the verdict is another core's or accepts
+        what its checks did not pass; Corrupt when the candidate is not what was signed; Unavailable.
+        """
+        ...
+
+    def retire(self, number: int) -> CoreVersion:
+        """Takes an accepted version out of the line: it will never serve.
+
+        Raises: NotFound; WrongState for any other version; Unavailable.
+        """
+        ...
+
+    def discard(self, number: int) -> CoreVersion:
+        """Removes the folder of a refused or retired version that nobody is pinned to. What is told of it stays.
+
+        Promises: durable; idempotent. The version has no seal afterwards, is not handed out and never serves again.
+        Raises: NotFound; WrongState for any other version; Unavailable.
+        """
+        ...
+
+    def list(self) -> tuple[CoreVersion, ...]:
+        """Returns every version, by number."""
+        ...
+
+    def show(self, number: int) -> CoreVersion:
+        """Returns one version.
+
+        Raises: NotFound; Corrupt.
+        """
+        ...
+
+    def champion(self) -> Champion | None:
+        """Returns the version that serves; None before the first promotion."""
+        ...
+
+    def promote(self, number: int, expected_epoch: int) -> Champion:
+        """Makes a version the champion, if the champion is still the one of `expected_epoch` (0: there is none yet).
+
+        Promises: a compare-and-set: of any number of movers that saw the same epoch one succeeds. The former champion
+        retires in the same step. The epoch rises by one. The version's folder was verified before.
+        Raises: StaleEpoch; NotFound; WrongState when it has not passed the gate or has retired without serving; Corrupt
+        when its folder is not what was signed; Unavailable. Nothing has moved in any case.
+        """
+        ...
+
+    def rollback(self, expected_epoch: int) -> Champion:
+        """Makes the version champion that served before the present one, as `promote` does. Twice goes two back.
+
+        Raises: as `promote`; NotFound when none served before.
+        """
+        ...
+
+    def artefact(self, number: int) -> Path:
+        """Returns the folder of a version that has passed the gate, its signature and every byte verified.
+
+        The folder is a home with this one core in it: a core store opened on it loads the core by its digest.
+        Raises: NotFound, also when it was discarded; WrongState for a candidate or a refused version; Corrupt when it
+        is unsigned, not what was signed, or another version's.
+        """
+        ...
+
+    def history(self) -> tuple[VersionMove, ...]:
+        """Returns every move of every version, oldest first. Lines are only ever added.
+
+        Raises: Corrupt when one is missing or is not what was written.
+        """
         ...
 
 

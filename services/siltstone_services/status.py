@@ -22,8 +22,10 @@ from siltstone.errors import (
     PositionConflict,
     SiltstoneError,
     SnapshotMismatch,
+    StaleEpoch,
     StaleLease,
     Unavailable,
+    WrongState,
 )
 from siltstone.values import ParkReason
 
@@ -31,11 +33,13 @@ DOMAIN: Final = "siltstone"
 CODES: Final[dict[type[SiltstoneError], grpc.StatusCode]] = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
     NotFound: grpc.StatusCode.NOT_FOUND,
+    WrongState: grpc.StatusCode.FAILED_PRECONDITION,
     ConfigInvalid: grpc.StatusCode.FAILED_PRECONDITION,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     StaleLease: grpc.StatusCode.ABORTED,
     PositionConflict: grpc.StatusCode.ABORTED,
+    StaleEpoch: grpc.StatusCode.ABORTED,
     Corrupt: grpc.StatusCode.DATA_LOSS,
     SnapshotMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     SiltstoneError: grpc.StatusCode.INTERNAL,

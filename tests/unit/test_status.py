@@ -16,11 +16,13 @@ from siltstone_services.status import CODES, Refused, from_rpc_error, to_status
 SAMPLES = [
     InvalidInput("owner.user", "plain characters", "a slash"),
     NotFound("core", "default"),
+    errors.WrongState("version 3", "refused", "serve"),
     errors.ConfigInvalid("gateway", "port: expected 0 to 65535, found 70000"),
     Overloaded("the journal", 1000, 0.25),
     Unavailable("the store", "disk full"),
     StaleLease(3, 7, 9),
     errors.PositionConflict(3, 70, 71),
+    errors.StaleEpoch(3, 4),
     Corrupt("snapshot", "sha256 ab", "cd"),
     errors.SnapshotMismatch("office/ada", "core a", "core b"),
     SiltstoneError(),

@@ -12,7 +12,9 @@ from siltstone.errors import (
     Overloaded,
     SiltstoneError,
     SnapshotMismatch,
+    StaleEpoch,
     Unavailable,
+    WrongState,
 )
 from siltstone_services.home import NoServer
 
@@ -24,9 +26,11 @@ EXIT_CODES: Final[tuple[tuple[type[SiltstoneError], int], ...]] = (
     (NoServer, 2),
     (ConfigInvalid, 2),
     (InvalidInput, 3),
+    (WrongState, 3),
     (NotFound, 4),
     (Overloaded, 5),
     (Unavailable, 5),
+    (StaleEpoch, 5),
     (Corrupt, 6),
     (SnapshotMismatch, 6),
     (SiltstoneError, 1),
