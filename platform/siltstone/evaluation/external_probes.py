@@ -106,9 +106,8 @@ def read_anthropic_evals(archive: Path, max_per_topic: int = 20, seed: int = 0) 
     probes = []
     for behaviour, lines in _behaviours(archive):
         where = f"{archive.name}, {behaviour}"
-        read = [_parse_statement(f"{where}, line {at}", line, behaviour, at) for at, line in enumerate(lines, start=1)]
-        chosen = random.Random(f"{seed} {behaviour}").sample(read, min(max_per_topic, len(read)))
-        probes += sorted(chosen, key=lambda probe: probe.id)
+        drawn = random.Random(f"{seed} {behaviour}").sample(range(len(lines)), min(max_per_topic, len(lines)))
+        probes += [_parse_statement(f"{where}, line {at + 1}", lines[at], behaviour, at + 1) for at in sorted(drawn)]
     distinct = {(one.prompt.casefold(), one.right, one.wrong): one for one in reversed(probes)}
     return make_suite("anthropic_evals", sorted(distinct.values(), key=lambda probe: probe.id))
 
@@ -127,13 +126,15 @@ def _parse_statement(where: str, line: str, behaviour: str, number: int) -> Prob
 def _behaviours(archive: Path) -> Iterator[tuple[str, list[str]]]:
     try:
         with tarfile.open(archive) as tar:
-            members = [one for one in tar.getmembers() if one.isfile() and one.name.endswith(".jsonl")]
-            for member in sorted(members, key=lambda one: one.name):
+            # In the order of the archive: going back would unpack it anew from its start.
+            for member in tar:
+                if not member.isfile() or not member.name.endswith(".jsonl"):
+                    continue
                 file = tar.extractfile(member)
                 if file is None or member.size > _MAX_BYTES:
                     raise ConfigInvalid(f"{archive.name}, {member.name}", "cannot be read")
                 text = file.read().decode("utf-8")
-                yield Path(member.name).stem, [line for line in text.splitlines() if line.strip()]
+                yield Path(member.name).stem, [line for line in text.split("\n") if line.strip()]
     except FileNotFoundError as error:
         raise NotFound("probe file", archive.name) from error
     except (OSError, EOFError, UnicodeDecodeError, tarfile.TarError) as error:

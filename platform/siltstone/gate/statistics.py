@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from siltstone.errors import InvalidInput
@@ -114,6 +115,7 @@ def binomial_lower_bound(num_events: int, num_trials: int, confidence: float) ->
     return 1.0 - binomial_upper_bound(num_trials - num_events, num_trials, confidence)
 
 
+@cache
 def t_quantile(probability: float, degrees: int) -> float:
     """Returns the number below which a Student's t of so many degrees of freedom falls with this probability.
 
