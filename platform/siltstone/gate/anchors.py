@@ -172,7 +172,9 @@ def _read(
             for core, kept in outputs.items()
         }
         own = logs[candidate]
-        found.agreements += (own.argmax(-1) == logs[champion].argmax(-1)).double().tolist()
+        agrees = (own.argmax(-1) == logs[champion].argmax(-1)).double()
+        # Of numbers that are none, too, one would be the largest.
+        found.agreements += torch.where(own.isfinite().all(-1), agrees, math.nan).tolist()
         found.from_champion += _divergence(logs[champion], own)
         found.from_origin += _divergence(logs[origin], own)
         for core, logs_NV in logs.items():
