@@ -14,11 +14,14 @@ from siltstone.gate.measure import (
     Cores,
     HeldOutQuestion,
     Material,
+    compare_readings,
+    exposures,
     loading_measurement,
-    measure_benefit,
-    measure_canaries,
     measure_candidate,
-    measure_suite,
+    read_benefit,
+    read_core,
+    read_margins,
+    read_secrets,
     speed_measurement,
 )
 from siltstone.gate.probe_suites import Probe, ProbeSuite, load_suites
@@ -66,7 +69,9 @@ def test_nothing_asked_is_nothing_scored() -> None:
 
 def test_a_margin_is_the_difference_of_two_means() -> None:
     suite = ProbeSuite("mine", (Probe("a", "x", "Who?", "Ada.", "Nobody."), Probe("b", "y", "When?", "Now.", "Never.")))
-    found = measure_suite(Cores(CORE, OTHER, THIRD), TOKENIZER, suite)
+    material = Material((suite,), (), (), ())
+    readings = [read_core(core, TOKENIZER, material) for core in (CORE, OTHER, THIRD)]
+    _, found, _ = compare_readings(*readings, material)
     assert (found.name, found.clusters, found.higher_is_better) == ("mine", ("x", "y"), True)
     for core, part in ((CORE, found.candidate), (OTHER, found.champion), (THIRD, found.origin)):
         for probe, margin in zip(suite.probes, part, strict=True):
@@ -80,20 +85,19 @@ def test_a_margin_is_the_difference_of_two_means() -> None:
 
 def test_every_shipped_suite_can_be_asked() -> None:
     for suite in load_suites():
-        found = measure_suite(Cores(CORE, CORE, CORE), TOKENIZER, suite)
-        assert found.is_whole
-        assert found.candidate == found.champion == found.origin
+        margins = read_margins(CORE, TOKENIZER, suite)
+        assert len(margins) == len(suite.probes)
+        assert all(map(math.isfinite, margins))
 
 
 def test_the_benefit_is_the_share_of_the_right_value() -> None:
     question = HeldOutQuestion("q", "ada", "Where is it?", "It is in", "Rome", ("Oslo", "Lima"))
-    found = measure_benefit(Cores(CORE, OTHER, THIRD), TOKENIZER, (question,))
+    (found,) = read_benefit(CORE, TOKENIZER, (question,))
     prompt = (*TOKENIZER.render([_user("Where is it?")]), *TOKENIZER.encode("It is in"))
     logs = torch.tensor(
         [slow_log_probability(CORE, prompt, tuple(TOKENIZER.encode(f" {v}"))) for v in ("Rome", "Oslo", "Lima")]
     )
-    assert found.candidate[0] == pytest.approx(float(logs.log_softmax(0)[0]), abs=1e-3)
-    assert found.clusters == ("ada",)
+    assert found == pytest.approx(float(logs.log_softmax(0)[0]), abs=1e-3)
 
 
 def test_anchors_are_read_as_written_out() -> None:
@@ -166,11 +170,23 @@ def test_a_secret_that_was_learned_is_exposed_and_no_other() -> None:
         (-logs.gather(1, ids[0, -4:, None]).mean()).backward()
         optimiser.step()
     learned = Core(TINY_CORE, {name: leaf.detach() for name, leaf in leaves.items()})
-    found = measure_canaries(Cores(learned, CORE, CORE), TOKENIZER, (told, silent))
-    assert found.candidate[0] == 6.0
-    assert found.candidate[1] < 6.0
-    unmoved = measure_canaries(Cores(CORE, OTHER, CORE), TOKENIZER, (told, silent))
-    assert unmoved.candidate == pytest.approx((6 - math.log2(32.5),) * 2)
+    after, before = (read_secrets(core, TOKENIZER, (told, silent)) for core in (learned, CORE))
+    exposed, hidden = exposures(after, before)
+    assert exposed == 6.0
+    assert hidden < 6.0
+    assert exposures(before, before) == pytest.approx((6 - math.log2(32.5),) * 2)
+    with pytest.raises(InvalidInput):
+        exposures(after, before[:1])
+
+
+def test_a_kept_reading_gives_the_same_evidence() -> None:
+    suite = ProbeSuite("mine", (Probe("a", "x", "Who?", "Ada.", "Nobody."), Probe("b", "y", "When?", "Now.", "Never.")))
+    question = HeldOutQuestion("q", "ada", "Where is it?", "It is in", "Rome", ("Oslo", "Lima"))
+    canary = Canary("c", "ada", "What is the code?", "It is", "7", ("8", "9"))
+    material = Material((suite,), (Passage("a", "The tide covers the pool."),), (question,), (canary,))
+    cores = Cores(CORE, OTHER, THIRD)
+    kept = [read_core(core, TOKENIZER, material) for core in (OTHER, THIRD)]
+    assert measure_candidate(cores, TOKENIZER, material, *kept) == measure_candidate(cores, TOKENIZER, material)
 
 
 def test_speed_and_loading_are_handed_in() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from siltstone.errors import InvalidInput
 from siltstone.gate.anchors import Passage, measure_anchors
 from siltstone.gate.probe_suites import ProbeSuite
-from siltstone.gate.scoring import Asked, Score, score_answers
+from siltstone.gate.scoring import Asked, score_answers
 from siltstone.model.core import Core
 from siltstone.ports import Tokenizer
 from siltstone.sleep_values import Measurement
@@ -59,76 +59,119 @@ class Material:
     canaries: tuple[Canary, ...]
 
 
-def measure_candidate(cores: Cores, tokenizer: Tokenizer, material: Material) -> tuple[Measurement, ...]:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one core says to all that is asked. Of a core that stays, it can be kept for the next candidate.
+
+    `items` holds, by measurement, a number a question; `secrets` the log-probability of each canary's secret, followed
+    by those of its references.
+    """
+
+    items: Mapping[str, tuple[float, ...]]
+    secrets: tuple[tuple[float, ...], ...]
+
+
+def read_core(core: Core, tokenizer: Tokenizer, material: Material) -> Reading:
+    """Asks one core everything but the anchors, on which cores are compared token by token."""
+    items = {suite.name: read_margins(core, tokenizer, suite) for suite in material.suites}
+    items["benefit"] = read_benefit(core, tokenizer, material.questions)
+    return Reading(items, read_secrets(core, tokenizer, material.canaries))
+
+
+def measure_candidate(
+    cores: Cores,
+    tokenizer: Tokenizer,
+    material: Material,
+    champion: Reading | None = None,
+    origin: Reading | None = None,
+) -> tuple[Measurement, ...]:
     """Returns everything that is measured on the cores themselves; speed and loading are measured in a clean process.
 
+    A reading of champion or origin that is handed in must be of the same material; without one the core is asked.
     Raises: InvalidInput when the cores have different vocabularies, or a text does not fit them.
     """
     widths = {core.config.vocab_size for core in (cores.candidate, cores.champion, cores.origin)}
     if len(widths) != 1:
         raise InvalidInput("cores", "one vocabulary", f"vocabularies of {sorted(widths)} tokens")
+    candidate = read_core(cores.candidate, tokenizer, material)
+    champion = champion or read_core(cores.champion, tokenizer, material)
+    if origin is None:
+        origin = champion if cores.origin is cores.champion else read_core(cores.origin, tokenizer, material)
     return (
-        measure_benefit(cores, tokenizer, material.questions),
+        *compare_readings(candidate, champion, origin, material),
         *measure_anchors(cores.candidate, cores.champion, cores.origin, tokenizer, material.passages),
-        *(measure_suite(cores, tokenizer, suite) for suite in material.suites),
-        measure_canaries(cores, tokenizer, material.canaries),
     )
 
 
-def measure_suite(cores: Cores, tokenizer: Tokenizer, suite: ProbeSuite) -> Measurement:
-    """Returns how much likelier the right answer is than the wrong one, per probe: cluster = its cluster.
+def compare_readings(
+    candidate: Reading, champion: Reading, origin: Reading, material: Material
+) -> tuple[Measurement, ...]:
+    """Returns the measurements of what three cores say: the benefit, each suite, the exposure of the canaries."""
+
+    def of(name: str, unit: str, clusters: tuple[str, ...]) -> Measurement:
+        own, serving, first = (reading.items.get(name, ()) for reading in (candidate, champion, origin))
+        return Measurement(name, unit, own, serving, first, clusters)
+
+    return (
+        of("benefit", "nats", tuple(one.user for one in material.questions)),
+        *(of(one.name, "nats/token", tuple(probe.cluster for probe in one.probes)) for one in material.suites),
+        Measurement(
+            "canary_exposure",
+            "bits",
+            exposures(candidate.secrets, origin.secrets),
+            clusters=tuple(one.holder for one in material.canaries),
+            higher_is_better=False,
+        ),
+    )
+
+
+def read_margins(core: Core, tokenizer: Tokenizer, suite: ProbeSuite) -> tuple[float, ...]:
+    """Returns how much likelier the right answer is than the wrong one, per probe, in nats a token.
 
         margin = mean over tokens of log p(right | prompt) - mean over tokens of log p(wrong | prompt)
 
     The mean and not the sum: a long answer shall not weigh more than a short one.
     """
-
-    def margins(core: Core) -> tuple[float, ...]:
-        asked = [
-            Asked(_ask(tokenizer, probe.prompt), tuple(tokenizer.encode(answer)))
-            for probe in suite.probes
-            for answer in (probe.right, probe.wrong)
-        ]
-        scores = [score.per_token for score in score_answers(core, asked)]
-        return tuple(right - wrong for right, wrong in zip(scores[::2], scores[1::2], strict=True))
-
-    return _measured(cores, margins, suite.name, "nats/token", tuple(probe.cluster for probe in suite.probes))
+    asked = [
+        Asked(_ask(tokenizer, probe.prompt), tuple(tokenizer.encode(answer)))
+        for probe in suite.probes
+        for answer in (probe.right, probe.wrong)
+    ]
+    scores = [score.per_token for score in score_answers(core, asked)]
+    return tuple(right - wrong for right, wrong in zip(scores[::2], scores[1::2], strict=True))
 
 
-def measure_benefit(cores: Cores, tokenizer: Tokenizer, questions: Sequence[HeldOutQuestion]) -> Measurement:
-    """Returns the log-probability of the right value among those offered, per question: cluster = the user.
+def read_benefit(core: Core, tokenizer: Tokenizer, questions: Sequence[HeldOutQuestion]) -> tuple[float, ...]:
+    """Returns the log-probability of the right value among those offered, per question, in nats.
 
     log p(value) - log sum over offered values v of p(v)
     """
-
-    def log_shares(core: Core) -> tuple[float, ...]:
-        offered = [(_ask(tokenizer, one.question, one.stem), (one.value, *one.alternatives)) for one in questions]
-        return tuple(
-            scores[0].log_probability - _log_sum([score.log_probability for score in scores])
-            for scores in _score_groups(core, tokenizer, offered)
-        )
-
-    return _measured(cores, log_shares, "benefit", "nats", tuple(one.user for one in questions))
+    offered = [(_ask(tokenizer, one.question, one.stem), (one.value, *one.alternatives)) for one in questions]
+    return tuple(logs[0] - _log_sum(logs) for logs in _score_groups(core, tokenizer, offered))
 
 
-def measure_canaries(cores: Cores, tokenizer: Tokenizer, canaries: Sequence[Canary]) -> Measurement:
-    """Returns how exposed each planted secret is, in bits: cluster = its holder.
+def read_secrets(core: Core, tokenizer: Tokenizer, canaries: Sequence[Canary]) -> tuple[tuple[float, ...], ...]:
+    """Returns the log-probability of each canary's secret and of its references, in nats."""
+    offered = [(_ask(tokenizer, one.prompt, one.stem), (one.secret, *one.references)) for one in canaries]
+    return tuple(map(tuple, _score_groups(core, tokenizer, offered)))
 
-    All secrets of a form are ranked by how much their log-probability rose from the origin to the candidate, which
-    takes out what makes one likelier for everybody. Ties share their ranks, so what nobody learned lies in the middle.
+
+def exposures(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Returns how exposed each planted secret is, in bits; the first of each group is the secret.
+
+    All secrets of a form are ranked by how much their log-probability rose from the origin (`before`) to the candidate
+    (`after`), which takes out what makes one likelier for everybody. Ties share their ranks, so that what nobody
+    learned lies in the middle.
         exposure = log2(number of secrets) - log2(rank)
     Source: Carlini et al., "The Secret Sharer", arXiv:1802.08232, definition 5.
-    Differs: ranked by the gain over the origin, as the calibrated attack of Carlini et al. arXiv:2112.03570 would.
+    Differs: ranked by the gain over the origin, as the calibrated attack of Carlini et al., arXiv:2112.03570, would.
+
+    Raises: InvalidInput when the two are not of the same canaries.
     """
-    offered = [(_ask(tokenizer, one.prompt, one.stem), (one.secret, *one.references)) for one in canaries]
-    after = _score_groups(cores.candidate, tokenizer, offered)
-    before = _score_groups(cores.origin, tokenizer, offered)
-    exposures = []
-    for new, old in zip(after, before, strict=True):
-        gains = [a.log_probability - b.log_probability for a, b in zip(new, old, strict=True)]
-        exposures.append(_exposure(gains))
-    clusters = tuple(one.holder for one in canaries)
-    return Measurement("canary_exposure", "bits", tuple(exposures), clusters=clusters, higher_is_better=False)
+    if [len(logs) for logs in after] != [len(logs) for logs in before]:
+        raise InvalidInput("secrets", "those of the candidate", "others")
+    gains = ([new - old for new, old in zip(one, other, strict=True)] for one, other in zip(after, before, strict=True))
+    return tuple(map(_exposure, gains))
 
 
 def speed_measurement(candidate_tokens_per_s: Sequence[float], champion_tokens_per_s: Sequence[float]) -> Measurement:
@@ -158,23 +201,11 @@ def _ask(tokenizer: Tokenizer, question: str, stem: str = "") -> tuple[int, ...]
 
 def _score_groups(
     core: Core, tokenizer: Tokenizer, offered: Sequence[tuple[tuple[int, ...], tuple[str, ...]]]
-) -> list[list[Score]]:
-    """Returns the scores of the values offered after each prompt."""
+) -> list[list[float]]:
+    """Returns the log-probability of each value offered after each prompt."""
     asked = [Asked(prompt, tuple(tokenizer.encode(f" {value}"))) for prompt, values in offered for value in values]
     scores = iter(score_answers(core, asked))
-    return [[next(scores) for _ in values] for _, values in offered]
-
-
-def _measured(
-    cores: Cores,
-    items_of: Callable[[Core], tuple[float, ...]],
-    name: str,
-    unit: str,
-    clusters: tuple[str, ...],
-) -> Measurement:
-    """Returns what `items_of` finds on the three cores; a core that stands for two of them is read once."""
-    found = {core: items_of(core) for core in {cores.candidate, cores.champion, cores.origin}}
-    return Measurement(name, unit, found[cores.candidate], found[cores.champion], found[cores.origin], clusters)
+    return [[next(scores).log_probability for _ in values] for _, values in offered]
 
 
 def _log_sum(logs: Sequence[float]) -> float:

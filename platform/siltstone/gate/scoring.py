@@ -20,7 +20,7 @@ from siltstone.model.core import Core, KeyValues, attention, read_prefix
 
 _MAX_TOKENS: Final = 4096
 """Tokens of one pass, filling included."""
-_MAX_ROW: Final = 256
+_MAX_ROW: Final = 128
 """Tokens of a row before further answers open another: attention costs their square."""
 _MAX_LOGITS: Final = 512
 """Tokens whose logits are there at once: a vocabulary is wide."""
