@@ -184,9 +184,9 @@ def _read(
 
 
 def _outputs(core: Core, ids_BT: Tensor, depths: Sequence[int]) -> list[Tensor]:
-    """Returns the block outputs at the depths, counted in candidate's blocks from 1: [B, T, D] each; the last is last.
+    """Returns what comes out of the blocks at the depths, [B, T, D] each, of which the last is the last block's.
 
-    A core with fewer or more blocks is read at the same shares of its depth.
+    A depth is a block of the candidate, from 1; a core of another depth is read at the same share of its own.
     """
     b, t = ids_BT.shape
     num_layers = core.config.num_layers
