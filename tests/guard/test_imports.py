@@ -74,6 +74,9 @@ def test_every_stage_is_a_stranger(contracts: dict[str, dict[str, list[str]]], t
         ("model", "import siltstone.ports", "Imports go one way"),
         ("adapters", "import siltstone_services", "Imports go one way"),
         ("model", "import time", "The model knows no files, no clock"),
+        ("gate", "import time", "The gate reads no clock"),
+        ("gate", "import siltstone.memory", "Stages are strangers to one another"),
+        ("gate", "import mlflow", "Infrastructure is imported by adapters and services only"),
     ],
 )
 def test_a_wrong_import_is_found(tmp_path: Path, where: str, line: str, contract: str) -> None:
