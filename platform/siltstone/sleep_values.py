@@ -55,8 +55,8 @@ class Measurement:
     """One quantity measured on a candidate, item by item, so that its uncertainty can be told.
 
     `candidate`, `champion` and `origin` hold the same items in the same order; a quantity that compares two cores
-    itself (a divergence) or has no counterpart leaves the others empty. `clusters` names each item's group (its user,
-    its passage): items of a group are not independent. A higher number is better where `higher_is_better`.
+    itself (a divergence) or has no counterpart leaves the others empty. `clusters` names the group of each item (its
+    user, its passage): items of a group are not independent. A higher number is better where `higher_is_better`.
     """
 
     name: str
@@ -132,7 +132,12 @@ class VersionState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CoreVersion:
-    """One version of the core as the registry knows it. `digest` names the core's content, `number` its place."""
+    """One version of the core as the registry knows it. `digest` names the core's content, `number` its place.
+
+    `first_served_epoch` is the epoch under which it first became champion; 0 says it never was. `seal` is the sha256 of
+    the signature of its folder: what a caller pins who wants exactly this and nothing signed earlier or later.
+    Without a seal the folder was discarded.
+    """
 
     number: int
     digest: str
@@ -141,6 +146,8 @@ class CoreVersion:
     created_ms: int
     evidence_digest: str = ""
     verdict: Verdict | None = None
+    first_served_epoch: int = 0
+    seal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,3 +157,18 @@ class Champion:
     number: int
     digest: str
     epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionMove:
+    """One line of the registry's history. `before` is None for a version that was just recorded.
+
+    `epoch` is the champion's after the move; a change of champion moves two versions under one epoch.
+    """
+
+    number: int
+    digest: str
+    before: VersionState | None
+    after: VersionState
+    epoch: int
+    moved_at_ms: int
