@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from siltstone.sleep.consensus import Raised, consensus
 from siltstone.sleep.distil import Expert, Item, Schedule, StepDone, Student, anchor_item, dream_item, train
 from siltstone.sleep.dreams import Dream, DreamReader
 from siltstone.sleep.expand import merge
-from siltstone.sleep.filter import DropReason, Filtered, filter_statements
+from siltstone.sleep.filter import DropReason, Filtered, Statement, filter_statements
 from siltstone.sleep.selection import choose, worth
 from siltstone.sleep.words import supporters, who_said, words_of_tokens
 from siltstone.sleep_values import SleepPlan
@@ -114,10 +115,12 @@ def dream(
         interactions, plan.since_ms, plan.until_ms, person_of, sentences, is_personal, settings.filter
     )
     say(f"{len(filtered.statements)} statements of {len({one.person for one in filtered.statements})} people")
-    said = who_said((one.person, one.text) for one in filtered.statements)
+    left_out = held_out_people(filtered.statements, settings.held_out_share, plan.seed)
+    seen = [one for one in filtered.statements if one.person not in left_out]
+    said = who_said((one.person, one.text) for one in seen)
     dropped = Counter(filtered.dropped)
     dreams: list[Dream] = []
-    for statement in filtered.statements:
+    for statement in seen:
         lesson = bed.lessons.as_recalled(statement.text, f"{plan.id}/{statement.interaction_id}/{statement.text}")
         places = [at for at, weight in enumerate(lesson.weights) if at and weight > 0]
         words = words_of_tokens(bed.loaded.tokenizer, [lesson.ids[at] for at in places])
@@ -159,6 +162,12 @@ def dream(
     )
 
 
+def held_out_people(statements: Sequence[Statement], share: float, seed: int) -> frozenset[str]:
+    """Returns the people who take no part in a night: a share of them, chosen by the seed."""
+    people = sorted({one.person for one in statements})
+    return frozenset(random.Random(f"{seed}/held out").sample(people, int(share * len(people))))
+
+
 def items_of(night: DreamtNight, bed: Bed) -> list[Item]:
     """Returns what the student reads: the dreams, and neutral text to be kept as it is."""
     items = [
@@ -184,7 +193,7 @@ def distil(
     torch.manual_seed(seed)
     settings = config.sleep.distil
     expert = Expert(bed.shape, bed.ground.basis, bed.ground.guard).to(bed.core.device)
-    student = Student(bed.core, expert, bed.prefix, settings)
+    student = Student(bed.core, expert, bed.lessons.prefix_ids, settings)
     student.prepare(items)
     for done in train(student, Schedule(items, settings, seed), settings):
         on_step(done)

@@ -12,7 +12,6 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Final
@@ -31,6 +30,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from siltstone.adapters.mlflow_config import MlflowConfig
 from siltstone.adapters.sqlite_registry import SqliteRegistry
 from siltstone.errors import Corrupt, SiltstoneError, Unavailable
 from siltstone.faults import fault_point
@@ -45,16 +45,6 @@ _EPOCH: Final = "siltstone.epoch"
 _NOT_A_NAME: Final = re.compile(r"[^A-Za-z0-9_.:/ -]")
 _MAX_PARAMS: Final = 100
 """MLflow takes no more in one call."""
-
-
-@dataclass(frozen=True, slots=True)
-class MlflowConfig:
-    """Where MLflow keeps the mirror."""
-
-    address: str = ""
-    """A server (`http://...`) or a database; empty for a SQLite file under the home folder."""
-    name: str = "siltstone-core"
-    """The registered model's and the experiment's name."""
 
 
 class MlflowRegistry:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from siltstone.adapters.bm25_recall import Bm25RecallConfig
+from siltstone.adapters.mlflow_config import MlflowConfig
 from siltstone.adapters.sqlite_file import SqliteConfig
 from siltstone.config.reading import put, read_config
 from siltstone.config.schema import describe_schema
@@ -127,6 +128,8 @@ class SiltstoneConfig:
     """How a user's own lines are searched."""
     sleep: SleepConfig = field(default_factory=SleepConfig)
     """How a shared sleep is done."""
+    mlflow: MlflowConfig = field(default_factory=MlflowConfig)
+    """Where MLflow keeps the versions of the core."""
 
     @property
     def home_path(self) -> Path:

@@ -23,11 +23,18 @@ def pad(ids: Sequence[Sequence[int]], device: torch.device) -> Tensor:
 
 
 def run_layers(
-    core: Core, x_BTD: Tensor, start: int, end: int, prefix: KeyValues | None = None, bend: Bend | None = None
+    core: Core,
+    x_BTD: Tensor,
+    start: int,
+    end: int,
+    prefix: KeyValues | None = None,
+    bend: Bend | None = None,
+    kept: KeyValues | None = None,
 ) -> Tensor:
     """Runs the layers `start` to `end` - 1 over rows that all stand behind the prefix, or at position 0 without one.
 
-    Where a gradient is wanted on a processor, attention is written out: its fused backward is slow there.
+    The rows' own keys and values are added to `kept`, layer by layer. Where a gradient is wanted on a processor,
+    attention is written out: its fused backward is slow there.
     """
     b, t, _ = x_BTD.shape
     num_past = 0 if prefix is None else prefix.keys[0].shape[2]
@@ -38,6 +45,9 @@ def run_layers(
     written_out = WrittenOutAttention(mask, core.config, core.dtype) if wants_gradient else None
 
     def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if kept is not None:
+            kept.keys.append(k)
+            kept.values.append(v)
         if prefix is not None:
             k = torch.cat([prefix.keys[index].expand(b, -1, -1, -1), k], dim=2)
             v = torch.cat([prefix.values[index].expand(b, -1, -1, -1), v], dim=2)

@@ -12,7 +12,6 @@ from typing import Final
 
 from siltstone.errors import ConfigInvalid, InvalidInput
 
-
 _LEAST: Final = 1e-12
 _MOST: Final = 0.98
 """Most that a target may be: a model that is made certain of one token forgets all others."""

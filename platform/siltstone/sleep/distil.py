@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from siltstone.errors import ConfigInvalid, InvalidInput
-from siltstone.model.core import Core, KeyValues
+from siltstone.model.core import Bend, Core, KeyValues, read_prefix
 from siltstone.model.deltas import Basis, DeltaShape, Site, bend_alike, site_widths
 from siltstone.model.guard import Guard
 from siltstone.model.lesson import Lesson
@@ -106,12 +106,21 @@ class Expert(nn.Module):
 
 
 class Student(nn.Module):
-    """A frozen core with an expert that learns. `forward` gives the loss of some items."""
+    """A frozen core with an expert that learns. `forward` gives the loss of some items.
 
-    def __init__(self, core: Core, expert: Expert, prefix: KeyValues | None, config: DistilConfig) -> None:
+    The expert reads the default prefix too, as it will when it is a part of the core.
+    """
+
+    def __init__(self, core: Core, expert: Expert, prefix_ids: Sequence[int], config: DistilConfig) -> None:
         super().__init__()
         self.expert = expert
-        self._core, self._prefix, self._config = core, prefix, config
+        self._core, self._config = core, config
+        self._prefix = read_prefix(core, prefix_ids)
+        self._prefix_below: Tensor | None = None
+        if prefix_ids:
+            with torch.no_grad():
+                x = core.embed(torch.tensor([list(prefix_ids)], device=core.device))
+                self._prefix_below = run_layers(core, x, 0, expert.shape.first_layer)
         self._cache: dict[int, _Cached] = {}
 
     def prepare(self, items: Sequence[Item], batch: int = 8) -> None:
@@ -147,7 +156,7 @@ class Student(nn.Module):
         for row, one in enumerate(held):
             x[row, : one.below_TD.shape[0]] = one.below_TD
         bend = bend_alike(shape, self.expert.basis, self.expert.layers(core.dtype))
-        prefix = self._prefix if held[0].item.lesson.after_prefix else None
+        prefix = self._bent_prefix(bend) if held[0].item.lesson.after_prefix else None
         x = run_layers(core, x, shape.first_layer, core.config.num_layers, prefix, bend)
         device = core.device
         row_N = torch.tensor([row for row, one in enumerate(held) for _ in one.item.places], device=device)
@@ -160,6 +169,15 @@ class Student(nn.Module):
         kl_N = (torch.special.xlogy(q_NV, q_NV) - q_NV * student_NV).sum(dim=-1)
         loss: Tensor = (kl_N * weight_N).sum() / weight_N.sum()
         return loss
+
+    def _bent_prefix(self, bend: Bend) -> KeyValues | None:
+        """Returns the prefix's keys and values as the student computes them."""
+        if self._prefix is None or self._prefix_below is None:
+            return None
+        first = self.expert.shape.first_layer
+        kept = KeyValues(self._prefix.keys[:first], self._prefix.values[:first])
+        run_layers(self._core, self._prefix_below, first, self._core.config.num_layers, None, bend, kept)
+        return kept
 
 
 def _targets(core_NV: Tensor, held: Sequence[_Cached], raised_weight: float) -> tuple[Tensor, Tensor]:

@@ -72,8 +72,8 @@ def filter_statements(
     """Returns the statements that may take part.
 
     Only what its owner agreed to share, inside the window (`since_ms` to `until_ms`, the end left out), in the user's
-    own words: a model's answers are not evidence of anything, but for a correction, which is the user's. A statement
-    that holds personal data or a secret takes no part, nor does one that repeats, of the same person, another's words.
+    own words: a model's answers are not evidence of anything, but for a correction, which is the user's. A text that
+    holds personal data or a secret takes no part, nor does a statement that repeats another of the same person.
     `person_of` says who is behind an account: caps and support are counted by person.
     """
     dropped: Counter[DropReason] = Counter()
@@ -90,14 +90,17 @@ def filter_statements(
             dropped[DropReason.BLAMED] += 1
             continue
         person = person_of(interaction.owner)
-        told = [sentence for text in _own_words(interaction) for sentence in sentences(text)]
-        told = [sentence for sentence in told if len(words_in(sentence)) >= config.min_words]
-        dropped[DropReason.NO_STATEMENT] += not told
+        texts = _own_words(interaction)
+        # A whole text is looked at: an address or a number would be cut in two at the end of a "sentence".
+        clean = [text for text in texts if not is_personal(text)]
+        dropped[DropReason.PERSONAL_DATA] += len(texts) - len(clean)
+        told = [
+            sentence for text in clean for sentence in sentences(text) if len(words_in(sentence)) >= config.min_words
+        ]
+        dropped[DropReason.NO_STATEMENT] += bool(clean or not texts) and not told
         for sentence in told:
             words = tuple(words_in(sentence))
-            if is_personal(sentence):
-                dropped[DropReason.PERSONAL_DATA] += 1
-            elif (person, words) in seen:
+            if (person, words) in seen:
                 dropped[DropReason.DUPLICATE] += 1
             else:
                 seen.add((person, words))

@@ -1,0 +1,162 @@
+"""One night of one home folder: from the plan to the verdict, and the version that is recorded whatever it says.
+
+1. Plan: which users, up to which journal positions. 2. Filter and dream. 3. Distil. 4. Keep the candidate core.
+5. Measure it. 6. Record it with its evidence and lineage. 7. Judge. Nothing serves before somebody promotes it; killed
+anywhere, what serves is untouched, and the same night run again goes on from what is recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from siltstone.adapters.core_store import CoreStore, LoadedCore
+from siltstone.adapters.key_file import lineage_key
+from siltstone.adapters.mlflow_registry import MlflowRegistry
+from siltstone.adapters.personal_data import holds_personal_data
+from siltstone.adapters.signing import FolderSigner
+from siltstone.adapters.sqlite_file import SqliteFile
+from siltstone.adapters.sqlite_journal import SqliteJournal
+from siltstone.adapters.sqlite_registry import SqliteRegistry
+from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
+from siltstone.adapters.system_clock import SystemClock
+from siltstone.config import SiltstoneConfig
+from siltstone.gate.measure import Material
+from siltstone.gate.policy import load_policy
+from siltstone.gate.verdict import judge
+from siltstone.model.core import Core
+from siltstone.ports import VersionRegistry
+from siltstone.sleep.distil import StepDone
+from siltstone.sleep.filter import Statement
+from siltstone.sleep_values import CoreVersion, Lineage, SleepPlan, Verdict
+from siltstone.versions.lineage import contributors
+from siltstone_services.evidence_json import to_json
+from siltstone_services.judging import gather_evidence, material_of
+from siltstone_services.learning import lesson_plan, prepare_ground
+from siltstone_services.precision import dtype_for
+from siltstone_services.sleeper import (
+    Bed,
+    DreamtNight,
+    candidate_of,
+    distil,
+    dream,
+    held_out_people,
+    interactions_of,
+    items_of,
+    make_plan,
+)
+
+Say = Callable[[str], None]
+_FOREVER_MS: Final = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class NightDone:
+    """What a night came to."""
+
+    plan: SleepPlan
+    night: DreamtNight
+    version: CoreVersion
+    verdict: Verdict
+
+
+@contextmanager
+def open_registry(config: SiltstoneConfig) -> Iterator[VersionRegistry]:
+    """Gives the version registry of a home folder, mirrored to MLflow."""
+    home = config.home_path
+    with (
+        SqliteRegistry(home, FolderSigner(home), SystemClock()) as ledger,
+        MlflowRegistry(home, ledger, config.mlflow) as registry,
+    ):
+        yield registry
+
+
+def make_bed(config: SiltstoneConfig, loaded: LoadedCore) -> Bed:
+    """Returns the core that serves, as its users learn on it."""
+    core = Core(
+        loaded.config, loaded.tensors, config.engine.device, dtype_for(config.engine.dtype, config.engine.device)
+    )
+    lessons = lesson_plan(loaded.tokenizer, core, config.lessons)
+    shape = config.memory.shape_for(core.config)
+    return Bed(loaded, core, shape, lessons, prepare_ground(loaded, core, shape, lessons, config))
+
+
+def run_night(
+    config: SiltstoneConfig, seed: int, since_ms: int, say: Say, on_step: Callable[[StepDone], None]
+) -> NightDone:
+    """Runs a night over a home folder that no server uses. The caller holds the home.
+
+    Raises: InvalidInput when there is nothing to sleep over; SnapshotMismatch when a user's memory is of another core;
+    Corrupt; Unavailable. Nothing was recorded then.
+    """
+    home = config.home_path
+    cores = CoreStore(home)
+    loaded = cores.load(config.core)
+    bed = make_bed(config, loaded)
+    with SqliteFile(home / "siltstone.db", config.store) as file, open_registry(config) as registry:
+        # 1.
+        journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
+        plan = make_plan(journal, store, loaded.digest, since_ms, _FOREVER_MS, seed)
+        interactions = interactions_of(plan, journal, config)
+        say(f"night {plan.id}: {len(plan.users)} users, {len(interactions)} interactions")
+        # 2.
+        night = dream(plan, interactions, store, bed, config, str, holds_personal_data, say)
+        say(f"{len(night.dreams)} of {night.num_dreamt} dreams teach the core something")
+        # 3.
+        expert = distil(items_of(night, bed), bed, config, seed, on_step)
+        # 4.
+        name = f"night-{plan.id}"
+        digest = cores.add(candidate_of(expert, bed, plan.id), name)
+        # 5.
+        evidence = gather_evidence(
+            home, digest, loaded, _origin(registry, cores, loaded), _material(night, bed, config, seed), say
+        )
+        # 6.
+        version = registry.record(
+            home / "cores" / digest, _lineage(plan, night, config, home), to_json(evidence, _told(night))
+        )
+        # 7.
+        verdict = judge(evidence, load_policy())
+        return NightDone(plan, night, registry.set_verdict(version.number, verdict), verdict)
+
+
+def _material(night: DreamtNight, bed: Bed, config: SiltstoneConfig, seed: int) -> Material:
+    left_out = held_out_people(night.filtered.statements, config.sleep.held_out_share, seed)
+    seen: list[Statement] = []
+    held_out: list[Statement] = []
+    for one in night.filtered.statements:
+        (held_out if one.person in left_out else seen).append(one)
+    tokenizer, size = bed.loaded.tokenizer, bed.loaded.config.vocab_size
+    return material_of(seen, held_out, tokenizer, size, config.sleep.consensus.k_min, seed)
+
+
+def _origin(registry: VersionRegistry, cores: CoreStore, loaded: LoadedCore) -> LoadedCore:
+    """Returns the frozen first core: the parent of the first version; the core that serves where there is none yet."""
+    versions = registry.list()
+    return cores.load(versions[0].lineage.parent) if versions else loaded
+
+
+def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, home: Path) -> Lineage:
+    people = contributors(night.filtered.num_interactions, lineage_key(home))
+    told = {
+        "sleep": repr(config.sleep),
+        "memory": hashlib.sha256(repr(config.memory).encode()).hexdigest(),
+        "torch": torch.__version__,
+    }
+    revision = importlib.metadata.version("siltstone")
+    return Lineage(plan.core, plan.id, plan.positions, people, {"sleep": plan.seed}, told, revision)
+
+
+def _told(night: DreamtNight) -> Mapping[str, object]:
+    return {
+        "dreams": len(night.dreams),
+        "dreamt": night.num_dreamt,
+        "dropped": {reason.value: num for reason, num in night.dropped.items()},
+    }
