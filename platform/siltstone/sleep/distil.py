@@ -28,6 +28,7 @@ class DistilConfig:
     """How a student is trained."""
 
     num_steps: int = 90
+    """Steps of training; each reads some dreams and some anchors."""
     rate: float = 4e-3
     """Largest step of AdamW; it rises over the first steps and falls to zero."""
     num_dreams: int = 6
