@@ -35,7 +35,7 @@ from siltstone.model.core import Core
 from siltstone.ports import VersionRegistry
 from siltstone.sleep.distil import StepDone
 from siltstone.sleep.filter import Statement
-from siltstone.sleep_values import CoreVersion, Lineage, SleepPlan, Verdict
+from siltstone.sleep_values import CoreVersion, Lineage, SleepPlan
 from siltstone.versions.lineage import contributors
 from siltstone_services.evidence_json import to_json
 from siltstone_services.judging import gather_evidence, material_of
@@ -64,7 +64,6 @@ class NightDone:
     plan: SleepPlan
     night: DreamtNight
     version: CoreVersion
-    verdict: Verdict
 
 
 @contextmanager
@@ -122,9 +121,10 @@ def run_night(
         version = registry.record(
             home / "cores" / digest, _lineage(plan, night, config, home), to_json(evidence, _told(night))
         )
-        # 7.
-        verdict = judge(evidence, load_policy())
-        return NightDone(plan, night, registry.set_verdict(version.number, verdict), verdict)
+        # 7. A night that had come so far before is not judged twice.
+        if version.verdict is None:
+            version = registry.set_verdict(version.number, judge(evidence, load_policy()))
+        return NightDone(plan, night, version)
 
 
 def _material(night: DreamtNight, bed: Bed, config: SiltstoneConfig, seed: int) -> Material:

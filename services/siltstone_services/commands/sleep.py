@@ -31,7 +31,7 @@ def run(settings: Settings, seed: int, since_ms: int) -> None:
             progress.update(task, completed=done.step + 1, visible=True)
 
         done = run_night(config, seed, since_ms, lambda text: progress.console.print(text), on_step)
-    out().print("\n".join(explain(done.verdict, load_policy())), soft_wrap=True)
+    explain_version(done.version)
     out().print(f"version {done.version.number}: {done.version.state.value}", soft_wrap=True)
 
 
