@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from siltstone.errors import InvalidInput
 from siltstone.evaluation.office_material import load_office
 from siltstone.journal.admit import Refusal, admit
 from siltstone.memory.lessons import LessonPlan
-from siltstone.memory.restate import sentences
+from siltstone.memory.restate import cue, second_person, sentences
 from siltstone.memory.user_memory import from_blob
 from siltstone.model.core import Core, KeyValues, read_prefix
 from siltstone.model.deltas import DeltaShape
@@ -30,7 +30,7 @@ from siltstone.sleep.dreams import Dream, DreamReader
 from siltstone.sleep.expand import merge
 from siltstone.sleep.filter import DropReason, Filtered, Statement, filter_statements
 from siltstone.sleep.selection import choose, worth
-from siltstone.sleep.words import supporters, who_said, words_of_tokens
+from siltstone.sleep.words import supporters, who_said, words_in, words_of_tokens
 from siltstone.sleep_values import SleepPlan
 from siltstone.values import Interaction, JournalRecord, UserKey
 from siltstone_services.learning import Ground
@@ -120,8 +120,7 @@ def dream(
     said = who_said((one.person, one.text) for one in seen)
     dropped = Counter(filtered.dropped)
     dreams: list[Dream] = []
-    for statement in seen:
-        lesson = bed.lessons.as_recalled(statement.text, f"{plan.id}/{statement.interaction_id}/{statement.text}")
+    for statement, lesson in _lessons(seen, said, plan, bed, config):
         places = [at for at, weight in enumerate(lesson.weights) if at and weight > 0]
         words = words_of_tokens(bed.loaded.tokenizer, [lesson.ids[at] for at in places])
         one = Dream(statement.person, lesson, tuple(supporters(words, said)))
@@ -160,6 +159,31 @@ def dream(
         {reason: num for reason, num in dropped.items() if num},
         filtered,
     )
+
+
+def _lessons(
+    seen: Sequence[Statement], said: Mapping[str, frozenset[str]], plan: SleepPlan, bed: Bed, config: SiltstoneConfig
+) -> Iterator[tuple[Statement, Lesson]]:
+    """Yields what is dreamt of each statement: it as the answer to a cue of its own, and to cues of what others said.
+
+    The others are those who used the statement's rarest word that enough people have used: they speak of the same
+    thing in other words, as somebody will who asks for it.
+    """
+    k_min = config.sleep.consensus.k_min
+    by_word: dict[str, list[Statement]] = {}
+    for one in seen:
+        for word in set(words_in(one.text)):
+            by_word.setdefault(word, []).append(one)
+    for one in seen:
+        seed = f"{plan.id}/{one.interaction_id}/{one.text}"
+        yield one, bed.lessons.as_recalled(one.text, seed)
+        shared = [word for word in sorted(set(words_in(one.text))) if len(said.get(word, ())) >= k_min]
+        if shared:
+            rarest = min(shared, key=lambda word: (len(by_word[word]), word))
+            others = [other for other in by_word[rarest] if other.person != one.person]
+            chance = random.Random(seed)
+            for other in chance.sample(others, min(config.sleep.num_foreign_cues, len(others))):
+                yield one, bed.lessons.as_answered(cue(other.text, seed), second_person(one.text))
 
 
 def held_out_people(statements: Sequence[Statement], share: float, seed: int) -> frozenset[str]:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from siltstone.errors import InvalidInput
-from siltstone.gate.scoring import logit_spans, pad
+from siltstone.gate.scoring import logit_spans
 from siltstone.model.core import Core, attention, causal_mask
+from siltstone.model.rows import pad
 from siltstone.ports import Tokenizer
 from siltstone.sleep_values import Measurement
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from siltstone.errors import InvalidInput
 from siltstone.model.core import Core, KeyValues, attention, read_prefix
+from siltstone.model.rows import pad
 
 _MAX_TOKENS: Final = 4096
 """Tokens of one pass, filling included."""
@@ -120,12 +121,6 @@ def logit_spans(num_tokens: int) -> Iterator[tuple[int, int]]:
     """Yields the spans of tokens whose logits may be there at once."""
     for start in range(0, num_tokens, _MAX_LOGITS):
         yield start, min(start + _MAX_LOGITS, num_tokens)
-
-
-def pad(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Returns the rows as one tensor, filled up with zeros on the right: [B, T]."""
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
 
 
 def _read(core: Core, rows: Sequence[_Row], past: KeyValues | None, num_past: int) -> Tensor:

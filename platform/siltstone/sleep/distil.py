@@ -27,7 +27,7 @@ from siltstone.sleep.consensus import Raised
 class DistilConfig:
     """How a student is trained."""
 
-    num_steps: int = 90
+    num_steps: int = 120
     """Steps of training; each reads some dreams and some anchors."""
     rate: float = 4e-3
     """Largest step of AdamW; it rises over the first steps and falls to zero."""

@@ -22,7 +22,9 @@ class SleepConfig:
     """How the student is trained."""
     held_out_share: float = 0.15
     """Share of the people who take no part, so that the gate can ask what the night gives to others."""
-    max_dreams: int = 160
+    num_foreign_cues: int = 1
+    """Times a statement is also dreamt as the answer to a cue of what another person said of the same thing."""
+    max_dreams: int = 240
     """Dreams that are trained on: those that would teach the core most, and some at random."""
     random_share: float = 0.1
     """Share of the dreams that is taken at random from those left."""
@@ -32,5 +34,5 @@ class SleepConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.held_out_share < 1:
             raise ConfigInvalid("sleep", f"held_out_share: expected 0 to below 1, found {self.held_out_share}")
-        if min(self.max_dreams, self.read_batch) < 1 or not 0 <= self.random_share <= 1:
+        if min(self.max_dreams, self.read_batch) < 1 or self.num_foreign_cues < 0 or not 0 <= self.random_share <= 1:
             raise ConfigInvalid("sleep", "expected max_dreams and read_batch of at least 1, random_share of 0 to 1")
