@@ -144,7 +144,9 @@ def _origin(registry: VersionRegistry, cores: CoreStore, loaded: LoadedCore) -> 
 
 
 def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, home: Path) -> Lineage:
-    people = contributors(night.filtered.num_interactions, lineage_key(home))
+    left_out = held_out_people(night.filtered.statements, config.sleep.held_out_share, plan.seed)
+    took_part = {owner: num for owner, num in night.filtered.num_interactions.items() if str(owner) not in left_out}
+    people = contributors(took_part, lineage_key(home))
     told = {
         "sleep": repr(config.sleep),
         "memory": hashlib.sha256(repr(config.memory).encode()).hexdigest(),

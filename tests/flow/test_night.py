@@ -108,6 +108,14 @@ def test_the_same_night_again_is_the_same_candidate(slept: tuple[Path, NightDone
     assert again.version.number == done.version.number
 
 
+def test_who_is_held_out_is_no_contributor(slept: tuple[Path, NightDone, list[StepDone]]) -> None:
+    home, _, _ = slept
+
+    done, _ = night_of(home, {"sleep.held_out_share": 0.25}, since_ms=1)
+
+    assert len(done.version.lineage.contributors) == 3
+
+
 def test_two_people_are_not_enough(tmp_path: Path) -> None:
     add_tiny_core(tmp_path)
     tell(tmp_path, (ADA, BEN))
