@@ -2,7 +2,7 @@
 
 1. Plan: which users, up to which journal positions. 2. Filter and dream. 3. Distil. 4. Keep the candidate core.
 5. Measure it. 6. Record it with its evidence and lineage. 7. Judge. Nothing serves before somebody promotes it; killed
-anywhere, what serves is untouched, and the same night run again goes on from what is recorded.
+anywhere, what serves is untouched; the same night run again is done anew, and recorded and judged once.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ from siltstone_services.sleeper import (
     candidate_of,
     distil,
     dream,
-    held_out_people,
     interactions_of,
     items_of,
     make_plan,
@@ -128,11 +127,10 @@ def run_night(
 
 
 def _material(night: DreamtNight, bed: Bed, config: SiltstoneConfig, seed: int) -> Material:
-    left_out = held_out_people(night.filtered.statements, config.sleep.held_out_share, seed)
     seen: list[Statement] = []
     held_out: list[Statement] = []
     for one in night.filtered.statements:
-        (held_out if one.person in left_out else seen).append(one)
+        (held_out if one.person in night.left_out else seen).append(one)
     tokenizer, size = bed.loaded.tokenizer, bed.loaded.config.vocab_size
     return material_of(seen, held_out, tokenizer, size, config.sleep.consensus.k_min, seed)
 
@@ -144,8 +142,9 @@ def _origin(registry: VersionRegistry, cores: CoreStore, loaded: LoadedCore) -> 
 
 
 def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, home: Path) -> Lineage:
-    left_out = held_out_people(night.filtered.statements, config.sleep.held_out_share, plan.seed)
-    took_part = {owner: num for owner, num in night.filtered.num_interactions.items() if str(owner) not in left_out}
+    took_part = {
+        owner: num for owner, num in night.filtered.num_interactions.items() if str(owner) not in night.left_out
+    }
     people = contributors(took_part, lineage_key(home))
     told = {
         "sleep": repr(config.sleep),

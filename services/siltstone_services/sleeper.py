@@ -66,6 +66,8 @@ class DreamtNight:
     num_dreamt: int
     dropped: Mapping[DropReason, int]
     filtered: Filtered
+    left_out: frozenset[str]
+    """The people who took no part, so that the gate can ask what the night gives to others."""
 
 
 def make_plan(journal: Journal, store: SnapshotStore, core: str, since_ms: int, until_ms: int, seed: int) -> SleepPlan:
@@ -115,7 +117,7 @@ def dream(
         interactions, plan.since_ms, plan.until_ms, person_of, sentences, is_personal, settings.filter
     )
     say(f"{len(filtered.statements)} statements of {len({one.person for one in filtered.statements})} people")
-    left_out = held_out_people(filtered.statements, settings.held_out_share, plan.seed)
+    left_out = _held_out_people(filtered.statements, settings.held_out_share, plan.seed)
     seen = [one for one in filtered.statements if one.person not in left_out]
     said = who_said((one.person, one.text) for one in seen)
     dropped = Counter(filtered.dropped)
@@ -158,6 +160,7 @@ def dream(
         len(dreams),
         {reason: num for reason, num in dropped.items() if num},
         filtered,
+        left_out,
     )
 
 
@@ -186,7 +189,7 @@ def _lessons(
                 yield one, bed.lessons.as_answered(cue(other.text, seed), second_person(one.text))
 
 
-def held_out_people(statements: Sequence[Statement], share: float, seed: int) -> frozenset[str]:
+def _held_out_people(statements: Sequence[Statement], share: float, seed: int) -> frozenset[str]:
     """Returns the people who take no part in a night: a share of them, chosen by the seed."""
     people = sorted({one.person for one in statements})
     return frozenset(random.Random(f"{seed}/held out").sample(people, int(share * len(people))))
