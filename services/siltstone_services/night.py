@@ -1,8 +1,9 @@
 """One night of one home folder: from the plan to the verdict, and the version that is recorded whatever it says.
 
 1. Plan: which users, up to which journal positions. 2. Filter and dream. 3. Distil. 4. Keep the candidate core.
-5. Measure it. 6. Record it with its evidence and lineage. 7. Judge. Nothing serves before somebody promotes it; killed
-anywhere, what serves is untouched; the same night run again is done anew, and recorded and judged once.
+5. Measure it. 6. Record it with its evidence and lineage, and before the first one the core that it all began with.
+7. Judge. Nothing serves before somebody promotes it; killed anywhere, what serves is untouched; the same night run
+again is done anew, and recorded and judged once.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from siltstone.gate.measure import Material
 from siltstone.gate.policy import load_policy
 from siltstone.gate.verdict import judge
 from siltstone.model.core import Core
-from siltstone.ports import VersionRegistry
 from siltstone.sleep.distil import StepDone
 from siltstone.sleep.filter import Statement
 from siltstone.sleep_values import CoreVersion, Lineage, NightStage, SleepPlan
@@ -37,6 +37,7 @@ from siltstone_services.evidence_json import to_json
 from siltstone_services.judging import gather_evidence, material_of
 from siltstone_services.learning import lesson_plan, prepare_ground
 from siltstone_services.precision import dtype_for
+from siltstone_services.served import ServedCores, origin_of, record_origin
 from siltstone_services.sleeper import (
     Bed,
     DreamtNight,
@@ -95,8 +96,8 @@ def run_night(
     """
     at(NightStage.PLAN, 0, 0)
     home = config.home_path
-    cores = CoreStore(home)
-    loaded = cores.load(config.core)
+    cores, served = CoreStore(home), ServedCores(config)
+    loaded = served.load(served.digest())
     bed = make_bed(config, loaded)
     with SqliteFile(home / "siltstone.db", config.store) as file, open_registry(config) as registry:
         # 1.
@@ -124,11 +125,11 @@ def run_night(
         digest = cores.add(candidate_of(expert, bed, plan.id), name)
         # 5.
         at(NightStage.MEASURE, 0, 0)
-        evidence = gather_evidence(
-            home, digest, loaded, _origin(registry, cores, loaded), _material(night, bed, config, seed), say
-        )
+        origin = served.load(origin_of(loaded.digest, registry.list()))
+        evidence = gather_evidence(home, digest, loaded, origin, _material(night, bed, config, seed), say)
         # 6.
         at(NightStage.RECORD, 0, 0)
+        record_origin(registry, home / "cores" / loaded.digest, importlib.metadata.version("siltstone"))
         version = registry.record(
             home / "cores" / digest, _lineage(plan, night, config, home), to_json(evidence, _told(night))
         )
@@ -146,12 +147,6 @@ def _material(night: DreamtNight, bed: Bed, config: SiltstoneConfig, seed: int) 
         (held_out if one.person in night.left_out else seen).append(one)
     tokenizer, size = bed.loaded.tokenizer, bed.loaded.config.vocab_size
     return material_of(seen, held_out, tokenizer, size, config.sleep.consensus.k_min, seed)
-
-
-def _origin(registry: VersionRegistry, cores: CoreStore, loaded: LoadedCore) -> LoadedCore:
-    """Returns the frozen first core: the parent of the first version; the core that serves where there is none yet."""
-    versions = registry.list()
-    return cores.load(versions[0].lineage.parent) if versions else loaded
 
 
 def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, home: Path) -> Lineage:

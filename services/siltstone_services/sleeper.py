@@ -33,7 +33,7 @@ from siltstone.sleep.selection import choose, worth
 from siltstone.sleep.words import supporters, who_said, words_in, words_of_tokens
 from siltstone.sleep_values import SleepPlan
 from siltstone.values import Interaction, JournalRecord, UserKey
-from siltstone_services.learning import Ground
+from siltstone_services.learning import Ground, ground_extra
 
 _READ_RECORDS = 1024
 _ANCHOR_TOKENS = 96
@@ -243,5 +243,5 @@ def candidate_of(expert: Expert, bed: Bed, sleep_id: str) -> ImportedCore:
         tensors,
         loaded.tokenizer.json,
         loaded.chat,
-        loaded.extras,
+        {**loaded.extras, **ground_extra(loaded)},
     )
