@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from server_process import echo_server, up
-from tiny_home import ADA, BEN, CLEO, DORA, add_tiny_core, asking, said, write_config
+from tiny_home import ADA, BEN, CLEO, DORA, add_tiny_core, asking, said, tiny_config, write_config
 from typer.testing import CliRunner, Result
 
 from siltstone.adapters.sqlite_file import SqliteFile
@@ -61,6 +61,7 @@ def settings(mlflow_address: str) -> dict[str, object]:
         "sleep.held_out_share": 0.0,
         "sleep.consensus.evidence_nats": 0.05,
         "memory.fast.rate": 1.0,
+        "night.niceness": 0,
         "night.poll_interval_s": 0.05,
         "mlflow.address": mlflow_address,
         "mlflow.name": "nights",
@@ -138,24 +139,11 @@ async def test_a_server_records_and_answers_while_a_night_runs_until_it_is_cance
         assert (ended.stage, ended.version, ended.error) == (NightStage.CANCELLED, 0, "")
         assert await client.versions.list() == ((), None)
         assert (await client.status()).core == end.core
+        # The server waits for the process: no zombie is left.
+        while Path(f"/proc/{night.pid}").exists():
+            await asyncio.sleep(0.01)
         with pytest.raises(WrongState, match="cancelled"):
             await client.nights.cancel(night.number)
-
-
-async def test_a_killed_night_has_failed_and_another_may_follow(served: Path) -> None:
-    async with client_of(served) as client:
-        async with night_of(client) as night:
-            os.kill(night.pid, signal.SIGKILL)
-            died = await seen(client, night.number, is_over)
-            assert (died.stage, died.error) == (NightStage.FAILED, "its process died")
-        second = await client.nights.run(0, 1 << 60)
-        failed = await seen(client, second.number, is_over)
-        assert (failed.number, failed.stage) == (night.number + 1, NightStage.FAILED)
-        assert failed.error.endswith("found nothing")
-        assert (await client.nights.list())[-2:] == (died, failed)
-        # The server has waited for the killed process: no zombie is left.
-        with pytest.raises(ProcessLookupError):
-            os.kill(night.pid, 0)
 
 
 async def test_nights_that_are_not_there_and_wishes_that_cannot_be_are_refused(served: Path) -> None:
@@ -173,32 +161,36 @@ async def test_nights_that_are_not_there_and_wishes_that_cannot_be_are_refused(s
             await client.nights.run(1 << 64, 0)
 
 
-async def test_a_night_goes_on_when_the_server_stops(tmp_path: Path, served: Path, endless: dict[str, object]) -> None:
+async def test_a_night_goes_on_without_its_server_until_it_is_killed_and_has_failed(
+    tmp_path: Path, served: Path, endless: dict[str, object]
+) -> None:
     home = make_home(tmp_path, endless)
     with SqliteFile(served / "siltstone.db", tiny_config(home).store) as file:
         file.backup_to(home / "siltstone.db")
-    nights = Nights(home, SystemClock(), 9)
     with echo_server(home) as (process, address):
         async with SiltstoneClient(address, timeout_s=60.0) as client:
             night = await client.nights.run(1, 0)
             watching = asyncio.create_task(seen(client, night.number, is_over))
-            await seen(client, night.number, distils)
+            now = await seen(client, night.number, distils)
             process.send_signal(signal.SIGTERM)
             # Who watches does not hold the server up.
             with pytest.raises(Unavailable, match="it is stopping; the night goes on"):
                 await watching
         assert await asyncio.to_thread(process.wait, 30) == 0
-    try:
-        now = nights.get(night.number)
-        assert distils(now)
-        while nights.get(night.number).step == now.step:
-            await asyncio.sleep(0.01)
-    finally:
-        cancelled = await asyncio.to_thread(speak, home, "sleep", "cancel")
-    assert cancelled.stdout.startswith(f"night {night.number} ends between two steps")
-    while not nights.get(night.number).is_over:
-        await asyncio.sleep(0.01)
-    assert nights.get(night.number).stage is NightStage.CANCELLED
+    with echo_server(home) as (_, address):
+        async with SiltstoneClient(address, timeout_s=60.0) as client:
+            later = await seen(client, night.number, lambda one: one.step > now.step)
+            assert (later.stage, later.pid) == (NightStage.DISTIL, now.pid)
+            os.kill(later.pid, signal.SIGKILL)
+            died = await seen(client, night.number, is_over)
+            assert (died.stage, died.error) == (NightStage.FAILED, "its process died")
+            assert await client.versions.list() == ((), None)
+    # The home's own command tells the same, and another night may begin.
+    status = await asyncio.to_thread(speak, home, "sleep", "status")
+    assert "its process died" in status.stdout
+    second = Nights(home, SystemClock(), 9).begin(0, 0)
+    assert second.night.number == night.number + 1
+    second.close()
 
 
 async def test_without_the_extra_a_server_serves_and_says_what_is_missing(
