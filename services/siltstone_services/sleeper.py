@@ -107,8 +107,11 @@ def dream(
     person_of: Callable[[UserKey], str],
     is_personal: Callable[[str], bool],
     say: Say,
+    on_read: Callable[[int, int], None],
 ) -> DreamtNight:
     """Filters what was said, dreams it again under every memory that may be evidence, and finds what they agree on.
+
+    `on_read` is told how many dreams of how many have been read.
 
     Raises: InvalidInput when nothing is left to sleep over; SnapshotMismatch for a memory of another core; Corrupt.
     """
@@ -150,6 +153,7 @@ def dream(
             settings.consensus,
         )
         worths[index] = worth(raised[index], reading.core_logp_N)
+        on_read(len(raised), len(dreams))
     kept = choose(worths, settings.max_dreams, settings.random_share, plan.seed)
     dropped[DropReason.NOT_LEARNED] += sum(value <= 0 for value in worths)
     if not kept:
