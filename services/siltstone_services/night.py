@@ -33,9 +33,8 @@ from siltstone.gate.policy import load_policy
 from siltstone.gate.verdict import judge
 from siltstone.model.core import Core
 from siltstone.ports import VersionRegistry
-from siltstone.sleep.distil import StepDone
 from siltstone.sleep.filter import Statement
-from siltstone.sleep_values import CoreVersion, Lineage, SleepPlan
+from siltstone.sleep_values import CoreVersion, Lineage, SleepPlan, StepDone
 from siltstone.versions.lineage import contributors
 from siltstone_services.evidence_json import to_json
 from siltstone_services.judging import gather_evidence, material_of
@@ -108,10 +107,10 @@ def run_night(
         night = dream(plan, interactions, store, bed, config, str, holds_personal_data, say)
         say(f"{len(night.dreams)} of {night.num_dreamt} dreams teach the core something")
         # 3.
-        expert = distil(items_of(night, bed), bed, config, seed, on_step)
+        written = distil(items_of(night, bed), bed, config, seed, on_step)
         # 4.
         name = f"night-{plan.id}"
-        digest = cores.add(candidate_of(expert, bed, plan.id), name)
+        digest = cores.add(candidate_of(written, bed, plan.id), name)
         # 5.
         evidence = gather_evidence(
             home, digest, loaded, _origin(registry, cores, loaded), _material(night, bed, config, seed), say

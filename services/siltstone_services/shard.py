@@ -16,13 +16,13 @@ import torch
 
 from siltstone.adapters.core_store import LoadedCore
 from siltstone.config import SiltstoneConfig
+from siltstone.crew import Crew
 from siltstone.errors import Corrupt, InvalidInput, Overloaded, SiltstoneError, SnapshotMismatch, Unavailable
 from siltstone.inference.engine import AnswerEngine
 from siltstone.inference.rows import Answer
 from siltstone.journal.admit import Refusal, admit
 from siltstone.journal.partition import partition_of
 from siltstone.memory.absorber import Absorber
-from siltstone.memory.crew import Crew
 from siltstone.memory.shard import Damage, Shard, lag_of, partitions_past
 from siltstone.model.core import Core
 from siltstone.ports import Clock, Journal, SnapshotStore, TextRecall

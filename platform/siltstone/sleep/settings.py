@@ -8,6 +8,7 @@ from siltstone.errors import ConfigInvalid
 from siltstone.sleep.consensus import ConsensusConfig
 from siltstone.sleep.distil import DistilConfig
 from siltstone.sleep.filter import FilterConfig
+from siltstone.sleep.train_config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,9 @@ class SleepConfig:
     consensus: ConsensusConfig = field(default_factory=ConsensusConfig)
     """How many people, and how sure of it, it takes to teach the core something."""
     distil: DistilConfig = field(default_factory=DistilConfig)
-    """How the student is trained."""
+    """What the student is trained on, and how far."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """What trains it."""
     held_out_share: float = 0.15
     """Share of the people who take no part, so that the gate can ask what the night gives to others."""
     num_foreign_cues: int = 1

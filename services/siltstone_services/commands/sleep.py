@@ -9,8 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from siltstone.errors import NotFound
 from siltstone.gate.policy import load_policy
 from siltstone.gate.verdict import explain
-from siltstone.sleep.distil import StepDone
-from siltstone.sleep_values import Champion, CoreVersion
+from siltstone.sleep_values import Champion, CoreVersion, StepDone
 from siltstone_services.allocator import keep_freed_memory
 from siltstone_services.cli.options import Settings
 from siltstone_services.commands.configuration import load
