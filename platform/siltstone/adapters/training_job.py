@@ -29,6 +29,7 @@ from torch import Tensor
 
 from siltstone.adapters.whole_file import flush, sha256_of, write_whole
 from siltstone.errors import Corrupt, NotFound, Unavailable
+from siltstone.faults import fault_point
 from siltstone.model.config import CoreConfig
 from siltstone.model.core import Core
 from siltstone.model.deltas import Basis, DeltaShape, Site
@@ -92,6 +93,7 @@ def write_job(folder: Path, job: TrainingJob, core_file: Path) -> None:
             shutil.copyfile(core_file, folder / _CORE)
         flush(folder / _CORE)
         write_whole(folder / _GROUND, ground)
+        fault_point("train-ground-written")
         # Written last: a folder without it is no job.
         write_whole(folder / _JOB, told)
     except OSError as error:
@@ -147,6 +149,7 @@ def write_expert(folder: Path, written: Mapping[Site, Tensor], trace: Sequence[S
     """Keeps the result of a job: the written side of each site, and what every step gave."""
     content = save({str(site): part.contiguous().cpu() for site, part in written.items()})
     write_whole(folder / _EXPERT, content)
+    fault_point("train-expert-written")
     seal = {"sha256": sha256(content).hexdigest(), "trace": [asdict(done) for done in trace]}
     write_whole(folder / _SEAL, json.dumps(seal).encode())
     return folder / _EXPERT
