@@ -27,6 +27,16 @@ class SleepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class StepDone:
+    """What one training step gave: the losses, in nats a token, before it moved anything."""
+
+    step: int
+    dream_loss: float
+    anchor_loss: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Contributor:
     """A user whose words took part in a core, as a keyed hash, with the number of interactions."""
 

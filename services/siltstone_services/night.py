@@ -29,9 +29,8 @@ from siltstone.gate.measure import Material
 from siltstone.gate.policy import load_policy
 from siltstone.gate.verdict import judge
 from siltstone.model.core import Core
-from siltstone.sleep.distil import StepDone
 from siltstone.sleep.filter import Statement
-from siltstone.sleep_values import CoreVersion, Lineage, NightStage, SleepPlan
+from siltstone.sleep_values import CoreVersion, Lineage, NightStage, SleepPlan, StepDone
 from siltstone.versions.lineage import contributors
 from siltstone_services.evidence_json import to_json
 from siltstone_services.judging import gather_evidence, material_of
@@ -119,10 +118,10 @@ def run_night(
             on_step(done)
             at(NightStage.DISTIL, done.step + 1, num_steps)
 
-        expert = distil(items_of(night, bed), bed, config, seed, on_distilled)
+        written = distil(items_of(night, bed), bed, config, seed, on_distilled)
         # 4.
         name = f"night-{plan.id}"
-        digest = cores.add(candidate_of(expert, bed, plan.id), name)
+        digest = cores.add(candidate_of(written, bed, plan.id), name)
         # 5.
         at(NightStage.MEASURE, 0, 0)
         origin = served.load(origin_of(loaded.digest, registry.list()))
