@@ -109,6 +109,13 @@ class SnapshotStore(Protocol):
         """Returns how many users have a snapshot."""
         ...
 
+    def cores(self) -> dict[str, int]:
+        """Returns what the snapshots were learned under, as each names it, with how many of them.
+
+        Raises: Corrupt when a snapshot cannot say so.
+        """
+        ...
+
 
 class ShardHost(Protocol):
     """The shards, wherever they are: finds the one that owns a user and asks it."""

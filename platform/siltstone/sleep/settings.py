@@ -30,9 +30,16 @@ class SleepConfig:
     """Share of the dreams that is taken at random from those left."""
     read_batch: int = 16
     """Dreams read at once."""
+    identities: str = ""
+    """File that says which accounts are one person's, from the home folder; without one every account is a person."""
+    keep_versions: int = 8
+    """Refused and retired versions whose cores are kept, the newest; what is told of the others stays. A person looks
+    at a refusal within days, and a roll back has its own version kept beside these."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.held_out_share < 1:
             raise ConfigInvalid("sleep", f"held_out_share: expected 0 to below 1, found {self.held_out_share}")
         if min(self.max_dreams, self.read_batch) < 1 or self.num_foreign_cues < 0 or not 0 <= self.random_share <= 1:
             raise ConfigInvalid("sleep", "expected max_dreams and read_batch of at least 1, random_share of 0 to 1")
+        if self.keep_versions < 0:
+            raise ConfigInvalid("sleep", f"keep_versions: expected 0 or more, found {self.keep_versions}")
