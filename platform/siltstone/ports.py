@@ -110,7 +110,10 @@ class SnapshotStore(Protocol):
         ...
 
     def users_by_core(self) -> dict[str, int]:
-        """Returns, for every core that somebody's snapshot was learned under, how many users that are."""
+        """Returns, for every core that somebody's snapshot was learned under, how many users that are.
+
+        Snapshots that are damaged and cannot say so are counted under an empty name.
+        """
         ...
 
 

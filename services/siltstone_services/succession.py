@@ -57,7 +57,7 @@ class Succession:
         Who needs one that may not serve is refused, as a memory of any foreign core is.
         """
         for version, num_users in self._store.users_by_core().items():
-            if self._served is None or self._lanes.get(version) is not None:
+            if self._served is None or not version or self._lanes.get(version) is not None:
                 continue
             try:
                 lane = open_lane(self._served.load(version.split("-")[0]), self._config, self._crew)

@@ -152,7 +152,8 @@ class Upkeep:
         self._shard.replace(memory, partition_of(job.owner, self._num_partitions))
         self._refused.pop(job.owner, None)
         self.num_rebased += 1
-        if not self._store.users_by_core().get(before.core):
+        # Counting goes through all snapshots: once, when nobody else waits.
+        if not self._waiting and not self._store.users_by_core().get(before.core):
             self.release(before.core)
 
     def release(self, version: str) -> None:
