@@ -112,5 +112,4 @@ class Succession:
             self._lanes.add(lane)
         self._lanes.leading, self._shard.core = lane, lane.version
         _LOG.info("version leads", extra={"core": lane.version})
-        if not self._store.users_by_core().get(before.version):
-            self._upkeep.release(before.version)
+        self._upkeep.leave(before.version)
