@@ -1,8 +1,9 @@
 """One night of one home folder: from the plan to the verdict, and the version that is recorded whatever it says.
 
-1. Plan: which users, up to which journal positions. 2. Filter and dream. 3. Distil. 4. Keep the candidate core.
-5. Measure it. 6. Record it with its evidence and lineage. 7. Judge. Nothing serves before somebody promotes it; killed
-anywhere, what serves is untouched; the same night run again is done anew, and recorded and judged once.
+1. Plan: which users, up to which journal positions; then those whose memory is due sleep, each alone. 2. Filter and
+dream. 3. Distil. 4. Keep the candidate core. 5. Measure it. 6. Record it with its evidence and lineage. 7. Judge.
+Nothing serves before somebody promotes it; killed anywhere, what serves is untouched, and a memory is as it was or has
+slept; the same night run again is done anew, and recorded and judged once.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from siltstone_services.evidence_json import to_json
 from siltstone_services.judging import gather_evidence, material_of
 from siltstone_services.learning import lesson_plan, prepare_ground
 from siltstone_services.precision import dtype_for
+from siltstone_services.private_sleeper import crew_of, sleep_privately
 from siltstone_services.sleeper import (
     Bed,
     DreamtNight,
@@ -104,6 +106,8 @@ def run_night(
         plan = make_plan(journal, store, loaded.digest, since_ms, _FOREVER_MS, seed)
         interactions = interactions_of(plan, journal, config)
         say(f"night {plan.id}: {len(plan.users)} users, {len(interactions)} interactions")
+        if config.sleep.private.num_steps:
+            sleep_privately(plan, store, bed, config, crew_of(config), say)
         # 2.
         night = dream(plan, interactions, store, bed, config, str, holds_personal_data, say)
         say(f"{len(night.dreams)} of {night.num_dreamt} dreams teach the core something")
