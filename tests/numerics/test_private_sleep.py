@@ -11,11 +11,13 @@ import tiny
 import torch
 
 from siltstone.errors import ConfigInvalid, InvalidInput
-from siltstone.memory.consolidation import parts_of, replay_of
+from siltstone.memory.consolidation import parts_of, replay_of, slept
 from siltstone.memory.user_memory import UserMemory
-from siltstone.model.core import read_prefix
+from siltstone.model.core import forward_keeping, read_prefix
+from siltstone.model.deltas import bend_alike
 from siltstone.model.lesson import Lesson
 from siltstone.model.levels import DELTA
+from siltstone.sleep.continuations import continue_prompts
 from siltstone.sleep.private import Consolidation, Outcome, PrivateSleepConfig, PrivateSleeper
 
 WORLD = tiny.world()
@@ -223,3 +225,68 @@ def test_a_configuration_without_sense_is_refused() -> None:
             replace(CONFIG, **changes)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput):
         PrivateSleeper(WORLD.core, WORLD.shape, WORLD.basis, None, None, frozenset(), ANCHORS[:3], CONFIG)
+
+
+def test_a_hundred_sleeps_leave_a_memory_no_larger_and_within_its_bounds() -> None:
+    config = replace(WORLD.config, slow_max_norm=3.0)
+    brief = sleeper(
+        num_steps=2,
+        num_dreams=0,
+        max_statements=3,
+        num_texts=2,
+        copied_share=1.0,
+        max_divergence_nats=100.0,
+        max_drift_nats=100.0,
+        max_recall_loss_nats=100.0,
+    )
+    memory, sizes, norms = WORLD.empty(), [], []
+    for night in range(100):
+        said = [tiny.interaction(f"{night}-{at}", TOLD[(night + at) % len(TOLD)]) for at in range(2)]
+        memory = tiny.absorb(WORLD.absorber(), (memory, said))[0]
+        parts = parts_of(memory, MID, 0.0, config)
+        replay = replay_of(memory, WORLD.plan, MID)
+        task = Consolidation(parts.stays_N, parts.target_N, parts.moves_N, parts.max_norm, replay)
+        outcome = to_end(brief.sleep(task, str(night)))[1]
+        assert outcome.target_N is not None
+        memory = slept(memory, MID, 0.0, outcome.target_N)
+        sizes.append(memory.num_bytes)
+        norms.append(float(outcome.target_N.norm()))
+
+    assert len(set(sizes)) == 1
+    assert sizes[0] == WORLD.empty().num_bytes + 4 * WORLD.shape.num_coefficients
+    assert max(norms) <= 3.0 * (1 + 1e-5)
+    assert norms[-1] == pytest.approx(3.0, rel=1e-4)
+    assert memory.sleeps.counts == (100, 100)
+    assert not memory.numbers[:, DELTA].any()
+
+
+def test_dreams_are_what_reading_the_whole_text_at_every_token_would_draw(memory: UserMemory) -> None:
+    core, prefix = WORLD.core, read_prefix(WORLD.core, WORLD.plan.prefix_ids)
+    prompts = [tuple(tiny.CharTokenizer().encode(text)) for text in ("What is my boat?", "And?")]
+    parts = WORLD.shape.split(memory.coefficients()[None])
+    bend = bend_alike(WORLD.shape, WORLD.basis, {site: list(part[0].unbind(0)) for site, part in parts.items()})
+
+    def dreamt(seed: int, stop_ids: frozenset[int] = frozenset()) -> list[list[int]]:
+        dreaming = continue_prompts(core, prefix, prompts, bend, 6, stop_ids, torch.Generator().manual_seed(seed))
+        while True:
+            try:
+                next(dreaming)
+            except StopIteration as done:
+                return done.value
+
+    said: list[list[int]] = [[], []]
+    chance = torch.Generator().manual_seed(1)
+    for _ in range(6):
+        with torch.no_grad():
+            read = [
+                forward_keeping(core, torch.tensor([[*prompt, *own]]), prefix, bend)[0][:, -1]
+                for prompt, own in zip(prompts, said, strict=True)
+            ]
+            drawn = torch.multinomial(core.logits(torch.cat(read)).softmax(-1), 1, generator=chance)
+        for own, token in zip(said, drawn[:, 0].tolist(), strict=True):
+            own.append(token)
+
+    assert dreamt(1) == said
+    assert dreamt(2) != said
+    stop = said[0][2]
+    assert dreamt(1, frozenset({stop}))[0] == said[0][: said[0].index(stop) + 1]
