@@ -128,14 +128,15 @@ def gather_evidence(
     compared = Cores(cores[loaded.digest], cores[champion.digest], cores[origin.digest])
     with torch.no_grad():
         measured = measure_candidate(compared, champion.tokenizer, material)
-    say("trying the candidate in a clean process")
-    return Evidence(
-        loaded.digest, champion.digest, origin.digest, (*measured, *_tried(home, candidate, champion.digest))
-    )
+    tried = _tried(home, candidate, champion.digest, say)
+    return Evidence(loaded.digest, champion.digest, origin.digest, (*measured, *tried))
 
 
-def _tried(home: Path, candidate: str, champion: str) -> tuple[Measurement, ...]:
-    pairs = [(try_core(home, candidate), try_core(home, champion)) for _ in range(_NUM_TRIALS)]
+def _tried(home: Path, candidate: str, champion: str, say: Say) -> tuple[Measurement, ...]:
+    pairs = []
+    for number in range(_NUM_TRIALS):
+        say(f"trying the candidate in a clean process, {number + 1} of {_NUM_TRIALS}")
+        pairs.append((try_core(home, candidate), try_core(home, champion)))
     whole = [(one, other) for one, other in pairs if one is not None and other is not None]
     loading = loading_measurement([one is not None for one, _ in pairs])
     if not whole:

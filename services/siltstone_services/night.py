@@ -1,18 +1,19 @@
 """One night of one home folder: from the plan to the verdict, and the version that is recorded whatever it says.
 
-1. Plan: which users, up to which journal positions; then those whose memory is due sleep, each alone. 2. Filter and
-dream. 3. Distil. 4. Keep the candidate core. 5. Measure it. 6. Record it with its evidence and lineage. 7. Judge.
-Nothing serves before somebody promotes it; killed anywhere, what serves is untouched, and a memory is as it was or has
-slept; the same night run again is done anew, and recorded and judged once.
+1. Plan: which users, up to which journal positions; then those whose memory is due sleep, each alone, where no server
+uses the home. 2. Filter and dream. 3. Distil. 4. Keep the candidate core. 5. Measure it. 6. Record it with its evidence
+and lineage, and before the first one the core that it all began with. 7. Judge. Nothing serves before somebody promotes
+it; killed anywhere, what serves is untouched, and a memory is as it was or has slept; the same night run again is done
+anew, and recorded and judged once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,29 +21,25 @@ import torch
 
 from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.adapters.key_file import lineage_key
-from siltstone.adapters.mlflow_registry import MlflowRegistry
 from siltstone.adapters.personal_data import holds_personal_data
-from siltstone.adapters.signing import FolderSigner
 from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
-from siltstone.adapters.sqlite_registry import SqliteRegistry
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
-from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
 from siltstone.gate.measure import Material
 from siltstone.gate.policy import load_policy
 from siltstone.gate.verdict import judge
 from siltstone.model.core import Core
-from siltstone.ports import VersionRegistry
 from siltstone.sleep.distil import StepDone
 from siltstone.sleep.filter import Statement
-from siltstone.sleep_values import CoreVersion, Lineage, SleepPlan
+from siltstone.sleep_values import CoreVersion, Lineage, NightStage, SleepPlan
 from siltstone.versions.lineage import contributors
 from siltstone_services.evidence_json import to_json
 from siltstone_services.judging import gather_evidence, material_of
 from siltstone_services.learning import lesson_plan, prepare_ground
 from siltstone_services.precision import dtype_for
-from siltstone_services.private_sleeper import crew_of, sleep_privately
+from siltstone_services.private_sleeper import sleep_where_free
+from siltstone_services.served import ServedCores, origin_of, record_origin
 from siltstone_services.sleeper import (
     Bed,
     DreamtNight,
@@ -53,8 +50,11 @@ from siltstone_services.sleeper import (
     items_of,
     make_plan,
 )
+from siltstone_services.version_records import open_registry
 
 Say = Callable[[str], None]
+At = Callable[[NightStage, int, int], None]
+"""Told where a night is: the stage, its steps that are done, and how many it has (0: they are not counted)."""
 _FOREVER_MS: Final = 1 << 62
 
 
@@ -67,17 +67,6 @@ class NightDone:
     version: CoreVersion
 
 
-@contextmanager
-def open_registry(config: SiltstoneConfig) -> Iterator[VersionRegistry]:
-    """Gives the version registry of a home folder, mirrored to MLflow."""
-    home = config.home_path
-    with (
-        SqliteRegistry(home, FolderSigner(home), SystemClock()) as ledger,
-        MlflowRegistry(home, ledger, config.mlflow) as registry,
-    ):
-        yield registry
-
-
 def make_bed(config: SiltstoneConfig, loaded: LoadedCore) -> Bed:
     """Returns the core that serves, as its users learn on it."""
     core = Core(
@@ -88,17 +77,29 @@ def make_bed(config: SiltstoneConfig, loaded: LoadedCore) -> Bed:
     return Bed(loaded, core, shape, lessons, prepare_ground(loaded, core, shape, lessons, config))
 
 
+def _nobody_watches(stage: NightStage, step: int, num_steps: int) -> None:
+    pass
+
+
 def run_night(
-    config: SiltstoneConfig, seed: int, since_ms: int, say: Say, on_step: Callable[[StepDone], None]
+    config: SiltstoneConfig,
+    seed: int,
+    since_ms: int,
+    say: Say,
+    on_step: Callable[[StepDone], None],
+    at: At = _nobody_watches,
 ) -> NightDone:
-    """Runs a night over a home folder that no server uses. The caller holds the home.
+    """Runs a night over a home folder. A server may use it meanwhile: the night reads what was committed.
+
+    What `say`, `on_step` or `at` raises ends the night there; up to and with `at(RECORD, ...)` nothing is recorded.
 
     Raises: InvalidInput when there is nothing to sleep over; SnapshotMismatch when a user's memory is of another core;
     Corrupt; Unavailable. Nothing was recorded then.
     """
+    at(NightStage.PLAN, 0, 0)
     home = config.home_path
-    cores = CoreStore(home)
-    loaded = cores.load(config.core)
+    cores, served = CoreStore(home), ServedCores(config)
+    loaded = served.load(served.digest())
     bed = make_bed(config, loaded)
     with SqliteFile(home / "siltstone.db", config.store) as file, open_registry(config) as registry:
         # 1.
@@ -106,25 +107,37 @@ def run_night(
         plan = make_plan(journal, store, loaded.digest, since_ms, _FOREVER_MS, seed)
         interactions = interactions_of(plan, journal, config)
         say(f"night {plan.id}: {len(plan.users)} users, {len(interactions)} interactions")
-        if config.sleep.private.num_steps:
-            sleep_privately(plan, store, bed, config, crew_of(config), say)
+        sleep_where_free(plan, store, bed, config, say)
         # 2.
-        night = dream(plan, interactions, store, bed, config, str, holds_personal_data, say)
+        at(NightStage.DREAM, 0, 0)
+        night = dream(
+            plan, interactions, store, bed, config, str, holds_personal_data, say, partial(at, NightStage.DREAM)
+        )
         say(f"{len(night.dreams)} of {night.num_dreamt} dreams teach the core something")
         # 3.
-        expert = distil(items_of(night, bed), bed, config, seed, on_step)
+        num_steps = config.sleep.distil.num_steps
+        at(NightStage.DISTIL, 0, num_steps)
+
+        def on_distilled(done: StepDone) -> None:
+            on_step(done)
+            at(NightStage.DISTIL, done.step + 1, num_steps)
+
+        expert = distil(items_of(night, bed), bed, config, seed, on_distilled)
         # 4.
         name = f"night-{plan.id}"
         digest = cores.add(candidate_of(expert, bed, plan.id), name)
         # 5.
-        evidence = gather_evidence(
-            home, digest, loaded, _origin(registry, cores, loaded), _material(night, bed, config, seed), say
-        )
+        at(NightStage.MEASURE, 0, 0)
+        origin = served.load(origin_of(loaded.digest, registry.list()))
+        evidence = gather_evidence(home, digest, loaded, origin, _material(night, bed, config, seed), say)
         # 6.
+        at(NightStage.RECORD, 0, 0)
+        record_origin(registry, home / "cores" / loaded.digest, importlib.metadata.version("siltstone"))
         version = registry.record(
             home / "cores" / digest, _lineage(plan, night, config, home), to_json(evidence, _told(night))
         )
         # 7. A night that had come so far before is not judged twice.
+        at(NightStage.JUDGE, 0, 0)
         if version.verdict is None:
             version = registry.set_verdict(version.number, judge(evidence, load_policy()))
         return NightDone(plan, night, version)
@@ -137,12 +150,6 @@ def _material(night: DreamtNight, bed: Bed, config: SiltstoneConfig, seed: int) 
         (held_out if one.person in night.left_out else seen).append(one)
     tokenizer, size = bed.loaded.tokenizer, bed.loaded.config.vocab_size
     return material_of(seen, held_out, tokenizer, size, config.sleep.consensus.k_min, seed)
-
-
-def _origin(registry: VersionRegistry, cores: CoreStore, loaded: LoadedCore) -> LoadedCore:
-    """Returns the frozen first core: the parent of the first version; the core that serves where there is none yet."""
-    versions = registry.list()
-    return cores.load(versions[0].lineage.parent) if versions else loaded
 
 
 def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, home: Path) -> Lineage:

@@ -7,11 +7,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from siltstone.config import SiltstoneConfig
+from siltstone.errors import Unavailable
 from siltstone.evaluation.office_material import load_office
 from siltstone.journal.partition import partition_of
 from siltstone.memory.consolidation import due_level, parts_of, replay_of, slept
@@ -23,6 +25,7 @@ from siltstone.ports import SnapshotStore
 from siltstone.sleep.private import Consolidation, Outcome, PrivateSleeper
 from siltstone.sleep_values import SleepPlan
 from siltstone.values import Commit, Snapshot, UserKey
+from siltstone_services.home import exclusive
 from siltstone_services.sleeper import Bed
 
 _log = logging.getLogger(__name__)
@@ -89,16 +92,33 @@ def sleep_one(
     return Slept(memory.owner, LEVEL_NAMES[level], outcome, after, time.monotonic() - started_s)
 
 
+def sleep_where_free(plan: SleepPlan, store: SnapshotStore, bed: Bed, config: SiltstoneConfig, say: Say) -> None:
+    """Lets the users of a plan sleep whose memories are due, holding the home; one that a server uses is left to it.
+
+    Only one process may write memories, and a server has those of its users at hand.
+    Raises: as `sleep_privately`.
+    """
+    if not config.sleep.private.num_steps:
+        return
+    with ExitStack() as held:
+        try:
+            held.enter_context(exclusive(config.home_path))
+        except Unavailable:
+            say("private sleep: the home folder is in use, so it is left to the server there")
+            return
+        sleep_privately(plan, store, bed, config, crew_of(config), say)
+
+
 def sleep_privately(
     plan: SleepPlan, store: SnapshotStore, bed: Bed, config: SiltstoneConfig, crew: Crew, say: Say
 ) -> list[Slept]:
     """Lets every user of a plan sleep whose memory is due, side by side on the crew's threads.
 
-    The caller holds the home.
+    The caller holds the home. Memories of another core than the bed's sleep once they have been carried over to it.
     1. Load as many memories as there are threads. 2. Let them sleep. 3. Commit what was accepted, under a lease of its
     partition. After a crash between any two steps a memory is as it was, or has slept.
 
-    Raises: Corrupt; SnapshotMismatch for a memory of another core; Unavailable. What was committed stays so.
+    Raises: Corrupt; SnapshotMismatch for a memory of another shape; Unavailable. What was committed stays so.
     """
     done: list[Slept] = []
     sleeper: PrivateSleeper | None = None
@@ -125,7 +145,8 @@ def _due(
 ) -> Iterator[tuple[UserMemory, int]]:
     """Yields the memories that are to sleep, with the level that is to: loaded when their turn comes."""
     for owner in users:
-        if (snapshot := store.load(owner)) is None:
+        snapshot = store.load(owner)
+        if snapshot is None or snapshot.core != bed.ground.version:
             continue
         memory = from_blob(owner, snapshot.blob, bed.ground.version, bed.shape)
         if (level := due_level(memory, config.memory)) is not None:

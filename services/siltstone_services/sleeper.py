@@ -33,7 +33,7 @@ from siltstone.sleep.selection import choose, worth
 from siltstone.sleep.words import supporters, who_said, words_in, words_of_tokens
 from siltstone.sleep_values import SleepPlan
 from siltstone.values import Interaction, JournalRecord, UserKey
-from siltstone_services.learning import Ground
+from siltstone_services.learning import Ground, ground_extra
 
 _READ_RECORDS = 1024
 _ANCHOR_TOKENS = 96
@@ -107,8 +107,11 @@ def dream(
     person_of: Callable[[UserKey], str],
     is_personal: Callable[[str], bool],
     say: Say,
+    on_read: Callable[[int, int], None],
 ) -> DreamtNight:
     """Filters what was said, dreams it again under every memory that may be evidence, and finds what they agree on.
+
+    `on_read` is told how many dreams of how many have been read.
 
     Raises: InvalidInput when nothing is left to sleep over; SnapshotMismatch for a memory of another core; Corrupt.
     """
@@ -150,6 +153,7 @@ def dream(
             settings.consensus,
         )
         worths[index] = worth(raised[index], reading.core_logp_N)
+        on_read(len(raised), len(dreams))
     kept = choose(worths, settings.max_dreams, settings.random_share, plan.seed)
     dropped[DropReason.NOT_LEARNED] += sum(value <= 0 for value in worths)
     if not kept:
@@ -239,5 +243,5 @@ def candidate_of(expert: Expert, bed: Bed, sleep_id: str) -> ImportedCore:
         tensors,
         loaded.tokenizer.json,
         loaded.chat,
-        loaded.extras,
+        {**loaded.extras, **ground_extra(loaded)},
     )

@@ -227,8 +227,9 @@ def test_a_configuration_without_sense_is_refused() -> None:
         PrivateSleeper(WORLD.core, WORLD.shape, WORLD.basis, None, None, frozenset(), ANCHORS[:3], CONFIG)
 
 
-def test_a_hundred_sleeps_leave_a_memory_no_larger_and_within_its_bounds() -> None:
-    config = replace(WORLD.config, slow_max_norm=3.0)
+@pytest.mark.parametrize("num_nights", [8, pytest.param(100, marks=pytest.mark.slow)])
+def test_many_sleeps_leave_a_memory_no_larger_and_within_its_bounds(num_nights: int) -> None:
+    config = replace(WORLD.config, slow_max_norm=0.5)
     brief = sleeper(
         num_steps=2,
         num_dreams=0,
@@ -240,7 +241,7 @@ def test_a_hundred_sleeps_leave_a_memory_no_larger_and_within_its_bounds() -> No
         max_recall_loss_nats=100.0,
     )
     memory, sizes, norms = WORLD.empty(), [], []
-    for night in range(100):
+    for night in range(num_nights):
         said = [tiny.interaction(f"{night}-{at}", TOLD[(night + at) % len(TOLD)]) for at in range(2)]
         memory = tiny.absorb(WORLD.absorber(), (memory, said))[0]
         parts = parts_of(memory, MID, 0.0, config)
@@ -252,11 +253,9 @@ def test_a_hundred_sleeps_leave_a_memory_no_larger_and_within_its_bounds() -> No
         sizes.append(memory.num_bytes)
         norms.append(float(outcome.target_N.norm()))
 
-    assert len(set(sizes)) == 1
-    assert sizes[0] == WORLD.empty().num_bytes + 4 * WORLD.shape.num_coefficients
-    assert max(norms) <= 3.0 * (1 + 1e-5)
-    assert norms[-1] == pytest.approx(3.0, rel=1e-4)
-    assert memory.sleeps.counts == (100, 100)
+    assert set(sizes) == {WORLD.empty().num_bytes + 4 * WORLD.shape.num_coefficients}
+    assert max(norms) == pytest.approx(0.5, rel=1e-4)
+    assert memory.sleeps.counts == (num_nights, num_nights)
     assert not memory.numbers[:, DELTA].any()
 
 

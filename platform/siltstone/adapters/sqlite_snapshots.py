@@ -162,6 +162,13 @@ class SqliteSnapshotStore:
         with self._file.reading() as connection:
             return sum(read_partition(connection, p).num_snapshots for p in range(self._num_partitions))
 
+    def users_by_core(self) -> dict[str, int]:
+        """See `ports.SnapshotStore.users_by_core`."""
+        with self._file.reading() as connection:
+            return dict(
+                connection.execute("SELECT core, count(*) FROM snapshot GROUP BY core ORDER BY core").fetchall()
+            )
+
     def _check(self, commit: Commit) -> None:
         if commit.next_position < commit.expected_position:
             raise InvalidInput("next_position", f"{commit.expected_position} or later", str(commit.next_position))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -133,6 +133,37 @@ class Absorber:
             for row, learner in enumerate(learners)
         }
         return {row: own for row, own in spans.items() if own}
+
+
+class Absorbers:
+    """The absorbers of the cores that serve: each user's memory is absorbed on the core it was learned under."""
+
+    def __init__(self, by_core: Mapping[str, Absorber]) -> None:
+        self._by_core = dict(by_core)
+
+    def put(self, core: str, absorber: Absorber) -> None:
+        """Takes an absorber in, for memories of `core`."""
+        self._by_core[core] = absorber
+
+    def drop(self, core: str) -> None:
+        """Lets an absorber go."""
+        del self._by_core[core]
+
+    def serves(self, core: str) -> bool:
+        """Says whether memories of `core` can be absorbed."""
+        return core in self._by_core
+
+    def absorb(self, work: Sequence[tuple[UserMemory, Sequence[Interaction]]]) -> Iterator[Step | list[UserMemory]]:
+        """Does what `Absorber.absorb` does, one core's users after another's."""
+        grown: dict[int, UserMemory] = {}
+        for core in dict.fromkeys(memory.core for memory, _ in work):
+            places = [place for place, (memory, _) in enumerate(work) if memory.core == core]
+            for done in self._by_core[core].absorb([work[place] for place in places]):
+                if isinstance(done, Step):
+                    yield done
+                else:
+                    grown.update(zip(places, done, strict=True))
+        yield [grown[place] for place in range(len(work))]
 
 
 def _deal(work: Sequence[tuple[UserMemory, Sequence[Interaction]]], num_parts: int) -> list[list[int]]:

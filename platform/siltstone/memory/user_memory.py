@@ -168,6 +168,12 @@ class UserMemory:
             len(self.reservoir.entries),
         )
 
+    def moved(self, core: str, correction: Tensor) -> UserMemory:
+        """Returns this memory on another core, its slower level corrected by `correction` [N]."""
+        numbers = self.numbers.clone()
+        numbers[-1, DELTA] += correction
+        return self.next(core=core, sequence=self.sequence + 1, numbers=numbers)
+
     def next(self, **changes: Any) -> UserMemory:
         """Returns this memory with some fields changed."""
         return replace(self, **changes)

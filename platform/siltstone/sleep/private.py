@@ -33,7 +33,7 @@ class PrivateSleepConfig:
 
     num_steps: int = 12
     """Steps of training; each reads some texts of the user and some anchors. 0 turns private sleep off."""
-    rate: float = 8e-3
+    rate: float = 1e-2
     """Step of AdamW at first; it falls to zero in a line."""
     num_texts: int = 6
     """Texts of a step: statements replayed, dreams, and what the student says itself."""
@@ -41,7 +41,7 @@ class PrivateSleepConfig:
     """Anchors of a step."""
     anchor_weight: float = 4.0
     """Weight of keeping anchors as the core has them, beside following the teacher."""
-    copied_share: float = 0.65
+    copied_share: float = 0.6
     """Share of what moves that the expert starts from; the rest is learned, or let go. 0 starts from nothing."""
     kept_share: float = 0.0
     """Share of an emptied level that stays in it; 0 empties it wholly."""

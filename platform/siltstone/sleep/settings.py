@@ -9,6 +9,7 @@ from siltstone.sleep.consensus import ConsensusConfig
 from siltstone.sleep.distil import DistilConfig
 from siltstone.sleep.filter import FilterConfig
 from siltstone.sleep.private import PrivateSleepConfig
+from siltstone.sleep.rebase import RebaseConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class SleepConfig:
     """How many people, and how sure of it, it takes to teach the core something."""
     distil: DistilConfig = field(default_factory=DistilConfig)
     """How the student is trained."""
+    rebase: RebaseConfig = field(default_factory=RebaseConfig)
+    """How a user's levels are carried from one core to another."""
     held_out_share: float = 0.15
     """Share of the people who take no part, so that the gate can ask what the night gives to others."""
     num_foreign_cues: int = 1
@@ -33,9 +36,13 @@ class SleepConfig:
     """Share of the dreams that is taken at random from those left."""
     read_batch: int = 16
     """Dreams read at once."""
+    look_every_s: float = 2.0
+    """Seconds after which a server looks again whether another version is to serve."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.held_out_share < 1:
             raise ConfigInvalid("sleep", f"held_out_share: expected 0 to below 1, found {self.held_out_share}")
+        if not self.look_every_s > 0:
+            raise ConfigInvalid("sleep", f"look_every_s: expected more than 0, found {self.look_every_s}")
         if min(self.max_dreams, self.read_batch) < 1 or self.num_foreign_cues < 0 or not 0 <= self.random_share <= 1:
             raise ConfigInvalid("sleep", "expected max_dreams and read_batch of at least 1, random_share of 0 to 1")
