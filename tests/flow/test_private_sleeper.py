@@ -15,8 +15,9 @@ from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.memory.crew import Crew
 from siltstone.memory.user_memory import UserMemory, from_blob
 from siltstone.values import UserKey
+from siltstone_services.home import exclusive
 from siltstone_services.night import make_bed
-from siltstone_services.private_sleeper import Slept, sleep_privately
+from siltstone_services.private_sleeper import Slept, sleep_privately, sleep_where_free
 from siltstone_services.sleeper import Bed, make_plan
 
 SETTINGS: dict[str, object] = {
@@ -116,3 +117,26 @@ def test_users_who_sleep_side_by_side_sleep_as_they_would_alone(home: Path) -> N
         assert one.outcome.after is not None
         assert other.outcome.after is not None
         assert one.outcome.after.drift_nats == pytest.approx(other.outcome.after.drift_nats, rel=1e-3)
+
+
+def test_a_night_lets_a_home_sleep_only_where_nobody_else_uses_it(home: Path) -> None:
+    config, bed = tiny_config(home, SETTINGS), bed_of(home, SETTINGS)
+    told: list[str] = []
+    with SqliteFile(home / "siltstone.db", config.store) as file:
+        store = SqliteSnapshotStore(file)
+        plan = make_plan(SqliteJournal(file), store, bed.loaded.digest, 0, 1 << 62, 1)
+
+        def digests() -> list[str]:
+            return [found.digest for owner in plan.users if (found := store.load(owner)) is not None]
+
+        before = digests()
+        with exclusive(home):
+            sleep_where_free(plan, store, bed, config, told.append)
+        assert digests() == before
+        assert "in use" in told[0]
+
+        sleep_where_free(plan, store, bed, config, told.append)
+        after = digests()
+    assert len(after) == len(before)
+    assert sum(new != old for new, old in zip(after, before, strict=True)) == 2
+    assert any("accepted" in one for one in told)
