@@ -1,9 +1,10 @@
 """One night of one home folder: from the plan to the verdict, and the version that is recorded whatever it says.
 
-1. Plan: which users, up to which journal positions; clear up after nights before. 2. Filter and dream. 3. Distil.
-4. Keep the candidate core. 5. Measure it. 6. Record it with its evidence and lineage, and before the first one the core
-that it all began with. 7. Judge. 8. Clear up. Nothing serves before somebody promotes it; killed between any two steps,
-what serves is untouched; the same night run again is done anew, and recorded and judged once.
+1. Plan: which users, up to which journal positions; clear up after nights before; then those whose memory is due sleep,
+each alone, where no server uses the home. 2. Filter and dream. 3. Distil. 4. Keep the candidate core. 5. Measure it.
+6. Record it with its evidence and lineage, and before the first one the core that it all began with. 7. Judge. 8. Clear
+up. Nothing serves before somebody promotes it; killed between any two steps, what serves is untouched, and a memory is
+as it was or has slept; the same night run again is done anew, and recorded and judged once.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from siltstone_services.judging import Exam, material_of, shipped_exam
 from siltstone_services.keeping import Keeper, name_of_night
 from siltstone_services.learning import lesson_plan, prepare_ground
 from siltstone_services.precision import dtype_for
+from siltstone_services.private_sleeper import sleep_where_free
 from siltstone_services.served import ServedCores, record_origin
 from siltstone_services.sleeper import (
     Bed,
@@ -112,6 +114,7 @@ def run_night(
         keeper.clear_up(plan.id, say)
         interactions = interactions_of(plan, journal, config)
         say(f"night {plan.id}: {len(plan.users)} users, {len(interactions)} interactions")
+        sleep_where_free(plan, store, bed, config, say)
         fault_point("night.planned")
         # 2.
         at(NightStage.DREAM, 0, 0)

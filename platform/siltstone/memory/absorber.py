@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from siltstone.crew import Crew
 from siltstone.memory.learner import Learner
@@ -83,10 +84,14 @@ class Absorber:
         """Absorbs as `absorb` does, in one batch on one thread."""
         learners = [Learner(memory, interactions, self._plan, self._limits) for memory, interactions in work]
         numbers = torch.stack([memory.numbers for memory, _ in work]).to(self._core.device)
+        slow_BN = self._slow([memory for memory, _ in work])
         reader = self._reader(len(learners))
         while waiting := self._next_spans(learners):
             rows, spans = list(waiting), list(waiting.values())
-            piece = reader.read_piece(coefficients(numbers, rows), rows, spans, self._config.gate_nats)
+            own_BN = coefficients(numbers, rows)
+            if slow_BN is not None:
+                own_BN += slow_BN[rows]
+            piece = reader.read_piece(own_BN, rows, spans, self._config.gate_nats)
             fold_in(
                 self._shape,
                 self._config.levels,
@@ -104,6 +109,14 @@ class Absorber:
             yield Step(len(rows), sum(piece.learned_tokens))
         numbers = numbers.cpu()
         yield [learner.grown(numbers[row].clone()) for row, learner in enumerate(learners)]
+
+    def _slow(self, memories: Sequence[UserMemory]) -> Tensor | None:
+        """Returns the slow levels, which stand still while a user is awake: [B, N]; None where nobody has one."""
+        if all(memory.slow_N is None for memory in memories):
+            return None
+        none_N = torch.zeros(self._shape.num_coefficients)
+        slow = [none_N if memory.slow_N is None else memory.slow_N for memory in memories]
+        return torch.stack(slow).to(self._core.device)
 
     def _reader(self, num_users: int) -> LessonReader:
         return LessonReader(self._core, self._shape, self._basis, num_users, self._prefix)

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from siltstone.memory.absorber import Absorbers, Step
-from siltstone.memory.user_memory import UserMemory, is_finite
+from siltstone.memory.user_memory import UserMemory
 from siltstone.values import Interaction, JournalRecord, Parked, ParkReason, UserKey
 
 Work = tuple[JournalRecord, Interaction]
@@ -76,7 +76,7 @@ def absorb_round(absorbers: Absorbers, taken: Round, memories: Sequence[UserMemo
     """
     work = [(memory, [interaction for _, interaction in taken.work[memory.owner]]) for memory in memories]
     grown = yield from _fold(absorbers, work)
-    suspects = [old for old, new in zip(memories, grown, strict=True) if not _is_sound(new)]
+    suspects = [old for old, new in zip(memories, grown, strict=True) if not new.is_finite]
     taken.memories = {memory.owner: memory for memory in grown}
     for memory in suspects:
         taken.memories[memory.owner] = yield from _fold_one_by_one(absorbers, taken, memory)
@@ -106,12 +106,8 @@ def _fold(
 def _fold_one_by_one(absorbers: Absorbers, taken: Round, memory: UserMemory) -> Generator[Step, None, UserMemory]:
     for record, interaction in tuple(taken.work[memory.owner]):
         (grown,) = yield from _fold(absorbers, [(memory, [interaction])])
-        if _is_sound(grown):
+        if grown.is_finite:
             memory = grown
         else:
             taken.park(record, ParkReason.NOT_FINITE, "memory: expected finite numbers, found NaN or infinity")
     return memory
-
-
-def _is_sound(memory: UserMemory) -> bool:
-    return is_finite(memory.numbers)

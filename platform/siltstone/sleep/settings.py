@@ -1,4 +1,4 @@
-"""How a shared sleep is done."""
+"""How sleep is done: every user's own, and the shared one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from siltstone.errors import ConfigInvalid
 from siltstone.sleep.consensus import ConsensusConfig
 from siltstone.sleep.distil import DistilConfig
 from siltstone.sleep.filter import FilterConfig
+from siltstone.sleep.private import PrivateSleepConfig
 from siltstone.sleep.rebase import RebaseConfig
 from siltstone.sleep.train_config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
 class SleepConfig:
-    """How a shared sleep is done."""
+    """How sleep is done: every user's own first, then the shared one."""
 
+    private: PrivateSleepConfig = field(default_factory=PrivateSleepConfig)
+    """How each user's own levels are consolidated."""
     filter: FilterConfig = field(default_factory=FilterConfig)
     """What one person may bring."""
     consensus: ConsensusConfig = field(default_factory=ConsensusConfig)
