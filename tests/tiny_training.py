@@ -13,8 +13,10 @@ from siltstone.model.lesson import Lesson
 from siltstone.sleep.distil import DistilConfig, Item, Schedule, Student, anchor_item, train
 from siltstone.sleep_values import StepDone
 
-CONFIG = DistilConfig(num_steps=12, rate=0.02, num_dreams=3, num_anchors=2)
+CONFIG = DistilConfig(num_steps=12, rate=0.001, num_dreams=3, num_anchors=2)
 SEED = 3
+STEEPNESS = 20
+"""Makes the gradient's norm larger than one, so that a trainer that clips it is found out."""
 
 
 def _ids(seed: int, length: int) -> tuple[int, ...]:
@@ -37,7 +39,8 @@ ITEMS = _items()
 def make_job(config: DistilConfig = CONFIG) -> TrainingJob:
     """Returns the job."""
     world = tiny.world()
-    return TrainingJob(world.shape, world.basis, None, torch.float32, tuple(world.plan.prefix_ids), config, SEED, ITEMS)
+    basis = {site: STEEPNESS * part for site, part in world.basis.items()}
+    return TrainingJob(world.shape, basis, None, torch.float32, tuple(world.plan.prefix_ids), config, SEED, ITEMS)
 
 
 def put_job(folder: Path, config: DistilConfig = CONFIG) -> Path:

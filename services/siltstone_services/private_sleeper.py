@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from siltstone.memory.crew import Crew
-
 from siltstone.config import SiltstoneConfig
+from siltstone.crew import Crew
 from siltstone.errors import Unavailable
 from siltstone.evaluation.office_material import load_office
 from siltstone.journal.partition import partition_of

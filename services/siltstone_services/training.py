@@ -27,10 +27,10 @@ def core_trainer(config: SiltstoneConfig) -> CoreTrainer:
     """
     settings, engine = config.sleep.train, config.engine
     if settings.trainer == "deepspeed":
-        deepspeed: CoreTrainer = _adapter("deepspeed_trainer").DeepSpeedTrainer(settings, engine.device)
+        deepspeed: CoreTrainer = trainer_adapter("deepspeed_trainer").DeepSpeedTrainer(settings, engine.device)
         return deepspeed
     if settings.trainer == "ray":
-        ray: CoreTrainer = _adapter("ray_trainer").RayTrainer(settings)
+        ray: CoreTrainer = trainer_adapter("ray_trainer").RayTrainer(settings)
         return ray
     return PlainTrainer(settings, engine.device, engine.num_threads or os.cpu_count() or 1)
 
@@ -55,8 +55,11 @@ def train_expert(
     return written
 
 
-def _adapter(name: str) -> Any:
-    """Returns an adapter whose library takes seconds to import, and need not be installed."""
+def trainer_adapter(name: str) -> Any:
+    """Returns an adapter whose library takes seconds to import, and need not be installed.
+
+    Raises: Unavailable when it is not.
+    """
     try:
         return importlib.import_module(f"siltstone.adapters.{name}")
     except ModuleNotFoundError as error:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from tiny_training import CONFIG, make_job, put_job, trained_by_the_book
 
@@ -14,6 +15,7 @@ from siltstone.adapters.plain_trainer import PlainTrainer
 from siltstone.adapters.training_job import ask_to_stop, read_expert, read_job, write_job
 from siltstone.errors import Cancelled, Corrupt, NotFound
 from siltstone.ports import CoreTrainer
+from siltstone.sleep.distil import Schedule, Student
 from siltstone.sleep.train_config import TrainConfig
 from siltstone.sleep_values import StepDone
 
@@ -54,6 +56,16 @@ def assert_by_the_book(steps: list[StepDone], expert: Path) -> None:
     assert written.keys() == BOOK_EXPERT.keys()
     for site, part in BOOK_EXPERT.items():
         assert float((written[site] - part).abs().max()) < EXPERT_TOLERANCE
+
+
+def test_the_gradient_is_steep_enough_to_tell_who_clips_it() -> None:
+    job = make_job()
+    student = Student(tiny.world().core, job.expert(), job.prefix_ids, CONFIG)
+    student.prepare(job.items)
+    (bundle,) = Schedule(job.items, CONFIG, job.seed).bundles(0, 1)
+    gradient = torch.autograd.grad(student.total(student.losses(bundle)), list(student.expert.parameters()))
+
+    assert float(torch.cat([part.flatten() for part in gradient]).norm()) > 2
 
 
 def test_it_trains_what_the_book_says_and_a_finished_job_is_only_told_of(make: Make, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def run_ranks(job: Path, stage: int, fault: tuple[int, str] | None = None) -> tu
         if fault:
             ranks[fault[0]].wait(timeout=300)
             ranks[1 - fault[0]].kill()
-        told = [rank.communicate(timeout=300)[0] for rank in ranks][0]
+        told, _ = [rank.communicate(timeout=300)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

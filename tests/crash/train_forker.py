@@ -1,4 +1,4 @@
-"""Trains one job after another, each in a process of its own that is killed: `train_forker.py JOB FAULT [JOB FAULT]...`.
+"""Trains jobs, each in a process of its own that is killed: `train_forker.py JOB FAULT [JOB FAULT]...`.
 
 A fault is a fault point with its count, or "after:MILLISECONDS". Prints the wait status of each as a JSON list.
 """

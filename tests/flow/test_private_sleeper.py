@@ -6,13 +6,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from siltstone.memory.crew import Crew
 from tiny_home import ADA, BEN, CLEO, add_tiny_core, answer, asking, open_host, said, teach, tiny_config
 
 from siltstone.adapters.core_store import CoreStore
 from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
+from siltstone.crew import Crew
 from siltstone.memory.user_memory import UserMemory, from_blob
 from siltstone.values import UserKey
 from siltstone_services.home import exclusive

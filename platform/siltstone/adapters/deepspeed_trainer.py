@@ -243,6 +243,8 @@ def engine_config(config: TrainConfig) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": config.bf16},
+        # DeepSpeed clips to a norm of one when nothing is said; the plain trainer does not clip.
+        "gradient_clipping": 0.0,
         "steps_per_print": 1 << 62,
     }
 
