@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.adapters.imported_core import ImportedCore
 from siltstone.adapters.training_job import TrainingJob
 from siltstone.config import SiltstoneConfig
+from siltstone.crew import Crew
 from siltstone.errors import Corrupt, InvalidInput, SnapshotMismatch
 from siltstone.evaluation.office_material import load_office
 from siltstone.journal.admit import Refusal, admit
@@ -71,6 +73,12 @@ class DreamtNight:
     """The people who took no part, so that the gate can ask what the night gives to others."""
 
 
+def crew_of(config: SiltstoneConfig) -> Crew:
+    """Returns the threads that compute side by side: of a processor all, of a GPU one."""
+    on_processor = config.engine.device == "cpu"
+    return Crew((config.engine.num_threads or os.cpu_count() or 1) if on_processor else 1)
+
+
 def make_plan(journal: Journal, store: SnapshotStore, core: str, since_ms: int, until_ms: int, seed: int) -> SleepPlan:
     """Returns the plan of a sleep over everything absorbed so far: the vector of committed positions, and its users."""
     positions = {partition: store.position(partition) for partition in journal.end_positions()}
@@ -112,7 +120,7 @@ def dream(
 ) -> DreamtNight:
     """Filters what was said, dreams it again under every memory that may be evidence, and finds what they agree on.
 
-        `on_read` is told how many dreams of how many have been read.
+    `on_read` is told how many dreams of how many have been read.
 
     Raises: InvalidInput when nothing is left to sleep over.
     """
@@ -140,7 +148,7 @@ def dream(
     dropped.update(passed_over)
     told = ", ".join(f"{num} {reason.value}" for reason, num in passed_over.items())
     say(f"{len(dreams)} dreams under {len(memories)} people's memories" + (f"; passed over: {told}" if told else ""))
-    reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix)
+    reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix, crew_of(config))
     raised: dict[int, list[Raised]] = {}
     worths = [0.0] * len(dreams)
     for index, reading in reader.read(dreams, memories, settings.consensus.k_min, settings.read_batch):
