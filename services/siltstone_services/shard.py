@@ -458,6 +458,9 @@ class EmbeddedHost:
                 absorbed_tokens=shard.absorbed_tokens,
                 answered_tokens=self._streams.answered_tokens,
                 busy_s=self._worker.busy_s,
+                num_versions=sum(1 for _ in self._lanes),
+                num_rebased=self._upkeep.num_rebased,
+                num_pinned=self._upkeep.num_pinned,
             )
 
         return await self._ask(run)
