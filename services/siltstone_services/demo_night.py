@@ -53,7 +53,8 @@ async def spend_night(setting: Setting, config: SiltstoneConfig) -> NightOutcome
     elapsed_s = clock.monotonic_s() - started_s
     say(f"version {night.version.number} is {night.version.state.value}, after {elapsed_s:.0f} s")
     shared = private = recalled = difference = rollback_s = None
-    num_carried_over, answers_after = 0, ()
+    num_carried_over = 0
+    answers_after: tuple[str, ...] = ()
     is_accepted = night.version.verdict is not None and night.version.verdict.accepted
     if is_accepted:
         first = (await setting.client.status()).core

@@ -9,6 +9,7 @@ from siltstone.evaluation.figures import format_value
 from siltstone.evaluation.office_material import load_office
 from siltstone.evaluation.plots import Plot, Series
 from siltstone.evaluation.report import Answer, AnswerRow, Report, Table, write_report
+from siltstone.sleep_values import CoreVersion
 from siltstone.values import Figure
 from siltstone_services.demo_figures import failed_text, percent_text
 from siltstone_services.demo_outcome import (
@@ -105,24 +106,34 @@ def _night_tables(night: NightOutcome | None) -> list[Table]:
     tables = []
     if night.answers_after:
         asked = zip(load_office().shared, night.answers_before, night.answers_after, strict=True)
-        rows = tuple((fact.question, fact.value, before, after) for fact, before, after in asked)
-        head = ("Question", "Right", "Before the night", "After it")
-        note = "Greedy answers of the core alone: no memory, nothing in the context."
-        tables.append(Table("What a newcomer is answered", head, rows, note))
-    for title, version in (("The night", night.version), ("A bad night", night.bad)):
-        if version.verdict is not None:
-            head = ("Check", "Passed", "Found", "Limit", "Smallest effect seen", "Unit")
-            rows = tuple(
-                (
-                    result.check,
-                    "yes" if result.passed else "NO",
-                    *(_number(one) for one in (result.value, result.limit, result.smallest_effect)),
-                    result.unit,
-                )
-                for result in version.verdict.results
+        tables.append(
+            Table(
+                "What a newcomer is answered",
+                ("Question", "Right", "Before the night", "After it"),
+                tuple((fact.question, fact.value, before, after) for fact, before, after in asked),
+                "Greedy answers of the core alone: no memory, nothing in the context.",
             )
-            tables.append(Table(f"{title}: what the gate found", head, rows, failed_text(version)))
+        )
+    tables += [_gate_table("The night", night.version), _gate_table("A bad night", night.bad)]
     return tables
+
+
+def _gate_table(title: str, version: CoreVersion) -> Table:
+    results = version.verdict.results if version.verdict is not None else ()
+    return Table(
+        f"{title}: what the gate found",
+        ("Check", "Passed", "Found", "Limit", "Smallest effect seen", "Unit"),
+        tuple(
+            (
+                result.check,
+                "yes" if result.passed else "NO",
+                *(_number(one) for one in (result.value, result.limit, result.smallest_effect)),
+                result.unit,
+            )
+            for result in results
+        ),
+        failed_text(version),
+    )
 
 
 def _number(value: float | None) -> str:
