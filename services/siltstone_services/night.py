@@ -114,7 +114,7 @@ def run_night(
         digest = cores.add(candidate_of(expert, bed, plan.id), name)
         # 5.
         evidence = gather_evidence(
-            home, digest, loaded, _origin(registry, cores, loaded), _material(night, bed, config, seed), say
+            home, digest, loaded, origin_core(registry, cores, loaded), _material(night, bed, config, seed), say
         )
         # 6.
         version = registry.record(
@@ -135,7 +135,7 @@ def _material(night: DreamtNight, bed: Bed, config: SiltstoneConfig, seed: int) 
     return material_of(seen, held_out, tokenizer, size, config.sleep.consensus.k_min, seed)
 
 
-def _origin(registry: VersionRegistry, cores: CoreStore, loaded: LoadedCore) -> LoadedCore:
+def origin_core(registry: VersionRegistry, cores: CoreStore, loaded: LoadedCore) -> LoadedCore:
     """Returns the frozen first core: the parent of the first version; the core that serves where there is none yet."""
     versions = registry.list()
     return cores.load(versions[0].lineage.parent) if versions else loaded

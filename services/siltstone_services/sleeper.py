@@ -13,9 +13,11 @@ from torch import Tensor
 
 from siltstone.adapters.core_store import LoadedCore
 from siltstone.adapters.imported_core import ImportedCore
+from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
 from siltstone.errors import InvalidInput
 from siltstone.evaluation.office_material import load_office
+from siltstone.inference.engine import AnswerEngine, EngineConfig
 from siltstone.journal.admit import Refusal, admit
 from siltstone.memory.lessons import LessonPlan
 from siltstone.memory.restate import cue, second_person, sentences
@@ -29,10 +31,13 @@ from siltstone.sleep.distil import Expert, Item, Schedule, StepDone, Student, an
 from siltstone.sleep.dreams import Dream, DreamReader
 from siltstone.sleep.expand import merge
 from siltstone.sleep.filter import DropReason, Filtered, Statement, filter_statements
+from siltstone.sleep.importance import importances
+from siltstone.sleep.sampled import cues_of
 from siltstone.sleep.selection import choose, worth
 from siltstone.sleep.words import supporters, who_said, words_in, words_of_tokens
 from siltstone.sleep_values import SleepPlan
 from siltstone.values import Interaction, JournalRecord, UserKey
+from siltstone_services.dreaming import sample_dreams
 from siltstone_services.learning import Ground
 
 _READ_RECORDS = 1024
@@ -68,6 +73,19 @@ class DreamtNight:
     filtered: Filtered
     left_out: frozenset[str]
     """The people who took no part, so that the gate can ask what the night gives to others."""
+
+
+def engine_of(bed: Bed, config: EngineConfig) -> AnswerEngine:
+    """Returns an engine that answers under any coefficients of the bed's shape."""
+    return AnswerEngine(
+        bed.core,
+        bed.shape,
+        bed.ground.basis,
+        bed.lessons.prefix_ids,
+        bed.prefix,
+        bed.loaded.tokenizer.stop_ids,
+        config,
+    )
 
 
 def make_plan(journal: Journal, store: SnapshotStore, core: str, since_ms: int, until_ms: int, seed: int) -> SleepPlan:
@@ -121,22 +139,39 @@ def dream(
     seen = [one for one in filtered.statements if one.person not in left_out]
     said = who_said((one.person, one.text) for one in seen)
     dropped = Counter(filtered.dropped)
+    coefficients: dict[UserKey, Tensor] = {}
+    for owner in plan.users:
+        if (snapshot := store.load(owner)) is not None:
+            memory = from_blob(owner, snapshot.blob, bed.ground.version, bed.shape)
+            coefficients[owner] = memory.coefficients()
+    memories: dict[str, list[Tensor]] = {}
+    for owner, own in coefficients.items():
+        memories.setdefault(person_of(owner), []).append(own)
+    told = [(one.person, lesson) for one, lesson in _lessons(seen, said, plan, bed, config)]
+    cues = cues_of(seen, settings.sampling, plan.id, cue)
+    sampled, faults = sample_dreams(
+        engine_of(bed, config.engine),
+        bed.loaded.tokenizer,
+        SystemClock(),
+        cues,
+        coefficients,
+        settings.sampling,
+        is_personal,
+    )
+    dropped += faults
+    say(f"{len(sampled)} of {len(cues)} sampled dreams are whole")
+    told += [(one.cue.person, bed.lessons.as_answered(one.cue.text, one.text)) for one in sampled]
     dreams: list[Dream] = []
-    for statement, lesson in _lessons(seen, said, plan, bed, config):
+    for person, lesson in told:
         places = [at for at, weight in enumerate(lesson.weights) if at and weight > 0]
         words = words_of_tokens(bed.loaded.tokenizer, [lesson.ids[at] for at in places])
-        one = Dream(statement.person, lesson, tuple(supporters(words, said)))
+        one = Dream(person, lesson, tuple(supporters(words, said)))
         if one.people(settings.consensus.k_min):
             dreams.append(one)
         else:
             dropped[DropReason.NOT_SUPPORTED] += 1
     if not dreams:
         raise InvalidInput("the window", f"something that {settings.consensus.k_min} people said", "nothing")
-    memories: dict[str, list[Tensor]] = {}
-    for owner in plan.users:
-        if (snapshot := store.load(owner)) is not None:
-            memory = from_blob(owner, snapshot.blob, bed.ground.version, bed.shape)
-            memories.setdefault(person_of(owner), []).append(memory.coefficients())
     say(f"{len(dreams)} dreams under {len(memories)} people's memories")
     reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix)
     raised: dict[int, list[Raised]] = {}
@@ -150,8 +185,14 @@ def dream(
             settings.consensus,
         )
         worths[index] = worth(raised[index], reading.core_logp_N)
-    kept = choose(worths, settings.max_dreams, settings.random_share, plan.seed)
     dropped[DropReason.NOT_LEARNED] += sum(value <= 0 for value in worths)
+    if settings.selection == "gradient":
+        items = [dream_item(one.lesson, one.places, raised[index], one.person) for index, one in enumerate(dreams)]
+        worths = importances(
+            bed.core, bed.shape, bed.ground.basis, bed.ground.guard, bed.prefix, items, settings.read_batch
+        )
+    people = [one.person for one in dreams]
+    kept = choose(worths, people, settings.max_dreams, settings.random_share, plan.seed)
     if not kept:
         raise InvalidInput("the memories", f"something that {settings.consensus.k_min} of them hold", "nothing")
     return DreamtNight(
@@ -197,10 +238,16 @@ def _held_out_people(statements: Sequence[Statement], share: float, seed: int) -
 
 def items_of(night: DreamtNight, bed: Bed) -> list[Item]:
     """Returns what the student reads: the dreams, and neutral text to be kept as it is."""
-    items = [
+    dreams = [
         dream_item(one.lesson, one.places, raised, one.person)
         for one, raised in zip(night.dreams, night.raised, strict=True)
     ]
+    return [*dreams, *anchor_items(bed)]
+
+
+def anchor_items(bed: Bed) -> list[Item]:
+    """Returns neutral text, prose and exchanges, that a student is to keep as the core has it."""
+    items = []
     office = load_office()
     tokenizer = bed.loaded.tokenizer
     longest = min(_ANCHOR_TOKENS, bed.core.config.max_context)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from siltstone.errors import ConfigInvalid
 from siltstone.sleep.consensus import ConsensusConfig
 from siltstone.sleep.distil import DistilConfig
 from siltstone.sleep.filter import FilterConfig
+from siltstone.sleep.restem import TaskConfig
+from siltstone.sleep.sampled import SamplingConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,10 @@ class SleepConfig:
     """How many people, and how sure of it, it takes to teach the core something."""
     distil: DistilConfig = field(default_factory=DistilConfig)
     """How the student is trained."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """What the users' memories dream of themselves."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """How the core improves itself on a task."""
     held_out_share: float = 0.15
     """Share of the people who take no part, so that the gate can ask what the night gives to others."""
     num_foreign_cues: int = 1
@@ -28,6 +35,8 @@ class SleepConfig:
     """Dreams that are trained on: those that would teach the core most, and some at random."""
     random_share: float = 0.1
     """Share of the dreams that is taken at random from those left."""
+    selection: Literal["gain", "gradient"] = "gain"
+    """What a dream is chosen by: what its targets gain over the core, or the gradient it gives a new expert."""
     read_batch: int = 16
     """Dreams read at once."""
 
@@ -36,3 +45,5 @@ class SleepConfig:
             raise ConfigInvalid("sleep", f"held_out_share: expected 0 to below 1, found {self.held_out_share}")
         if min(self.max_dreams, self.read_batch) < 1 or self.num_foreign_cues < 0 or not 0 <= self.random_share <= 1:
             raise ConfigInvalid("sleep", "expected max_dreams and read_batch of at least 1, random_share of 0 to 1")
+        if self.selection not in ("gain", "gradient"):
+            raise ConfigInvalid("sleep", f"selection: expected gain or gradient, found {self.selection}")

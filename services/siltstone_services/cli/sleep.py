@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,6 +29,16 @@ def run(
 ) -> None:
     """Run one night over the home, while no server uses it: from the plan to the gate's verdict."""
     command.run(context.obj, seed, since)
+
+
+@sleep_app.command("task")
+def task(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="The task: a TOML file with a text and questions.", dir_okay=False)],
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn.", min=0)] = 0,
+) -> None:
+    """Let the core improve itself on a task, while no server uses the home: from dreams to the gate's verdict."""
+    command.improve(context.obj, file, seed)
 
 
 @versions_app.command("list")

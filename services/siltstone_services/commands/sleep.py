@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from siltstone.errors import NotFound
+from siltstone.errors import InvalidInput, NotFound
 from siltstone.gate.policy import load_policy
 from siltstone.gate.verdict import explain
 from siltstone.sleep.distil import StepDone
+from siltstone.sleep.restem import RoundDone
+from siltstone.sleep.tasks import read_task
 from siltstone.sleep_values import Champion, CoreVersion
 from siltstone_services.allocator import keep_freed_memory
 from siltstone_services.cli.options import Settings
@@ -17,6 +20,7 @@ from siltstone_services.commands.configuration import load
 from siltstone_services.commands.screen import counted, err, out, table
 from siltstone_services.home import exclusive
 from siltstone_services.night import open_registry, run_night
+from siltstone_services.task_sleep import run_task
 
 
 def run(settings: Settings, seed: int, since_ms: int) -> None:
@@ -32,6 +36,34 @@ def run(settings: Settings, seed: int, since_ms: int) -> None:
 
         done = run_night(config, seed, since_ms, lambda text: progress.console.print(text), on_step)
     explain_version(done.version)
+    out().print(f"version {done.version.number}: {done.version.state.value}", soft_wrap=True)
+
+
+def improve(settings: Settings, file: Path, seed: int) -> None:
+    """Runs one sleep over a task and prints the scores and the verdict."""
+    keep_freed_memory()
+    try:
+        task = read_task(file.read_bytes())
+    except OSError as error:
+        raise InvalidInput("the task", "a file that can be read", f"{file}: {error.strerror}") from error
+    config = load(settings)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with exclusive(config.home_path), Progress(*columns, console=err(), transient=True) as progress:
+        bar = progress.add_task("distilling", total=config.sleep.distil.num_steps, visible=False)
+
+        def on_round(done: RoundDone) -> None:
+            progress.console.print(
+                f"round {done.number + 1}: {done.num_dreamt} dreams, {len(done.rewarded)} of {len(done.gains)} rewarded"
+            )
+
+        def on_step(done: StepDone) -> None:
+            progress.update(bar, completed=done.step + 1, visible=True)
+
+        done = run_task(config, task, seed, lambda text: progress.console.print(text), on_round, on_step)
+    explain_version(done.version)
+    for when, score in (("before", done.before), ("after", done.after)):
+        told = f"{score.num_right} of {score.num_questions} right, {score.nats:.3f} nats"
+        out().print(f"questions held out, {when}: {told}", soft_wrap=True)
     out().print(f"version {done.version.number}: {done.version.state.value}", soft_wrap=True)
 
 
