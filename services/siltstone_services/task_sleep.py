@@ -27,23 +27,25 @@ from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
 from siltstone.errors import InvalidInput
 from siltstone.gate.measure import HeldOutQuestion, Material
-from siltstone.gate.policy import load_policy
 from siltstone.gate.verdict import judge
 from siltstone.memory.restate import cue, sentences
 from siltstone.model.core import Core, read_prefix
 from siltstone.model.lesson import Lesson
-from siltstone.sleep.distil import Expert, Item, StepDone
+from siltstone.sleep.distil import Expert, Item
 from siltstone.sleep.filter import filter_statements
 from siltstone.sleep.restem import RoundDone, TaskDream, self_improve
 from siltstone.sleep.sampled import fault_of
 from siltstone.sleep.tasks import Question, Task
 from siltstone.sleep.tuning import ReadText, Tuner, coefficients_of
-from siltstone.sleep_values import CoreVersion, Lineage
+from siltstone.sleep_values import CoreVersion, Lineage, StepDone
 from siltstone.values import Message, Role, Sampling
+from siltstone.versions.keeping import origin_of
 from siltstone_services.dreaming import sample
 from siltstone_services.evidence_json import to_json
-from siltstone_services.judging import gather_evidence, material_of
-from siltstone_services.night import make_bed, open_registry, origin_core
+from siltstone_services.judging import Exam, material_of, shipped_exam
+from siltstone_services.keeping import name_of_night
+from siltstone_services.night import identities_of, make_bed
+from siltstone_services.served import ServedCores, record_origin
 from siltstone_services.sleeper import (
     Bed,
     anchor_items,
@@ -53,8 +55,11 @@ from siltstone_services.sleeper import (
     interactions_of,
     make_plan,
 )
+from siltstone_services.version_records import open_registry
 
 Say = Callable[[str], None]
+OnRound = Callable[[int, int, int, int], None]
+"""Told of a round: its number, from 1, and how many dreams were sampled, tried and rewarded."""
 
 PROMPTS: Final = (
     "Say this in your own words, in one or two sentences.",
@@ -127,17 +132,18 @@ def run_task(
     task: Task,
     seed: int,
     say: Say,
-    on_round: Callable[[RoundDone], None],
+    on_round: OnRound,
     on_step: Callable[[StepDone], None],
+    exam: Exam | None = None,
 ) -> TaskDone:
     """Runs a sleep over a task in a home folder that no server uses. The caller holds the home.
 
     Raises: InvalidInput when the task does not fit the core, or no dream of it was rewarded; Corrupt; Unavailable.
     Nothing was recorded then.
     """
-    home = config.home_path
-    cores = CoreStore(home)
-    loaded = cores.load(config.core)
+    home, exam = config.home_path, exam or shipped_exam()
+    cores, served = CoreStore(home), ServedCores(config)
+    loaded = served.load(served.digest())
     bed = make_bed(config, loaded)
     _check_fits(task, bed, config)
     settings = config.sleep.task
@@ -154,31 +160,28 @@ def run_task(
         seed,
     ):
         rounds.append(done)
-        on_round(done)
+        on_round(done.number + 1, done.num_dreamt, len(done.gains), len(done.rewarded))
     rewarded = [lesson for done in rounds for dream in done.rewarded for lesson in dream.lessons]
     if not rewarded:
         raise InvalidInput("the task", "a dream of the core that helps with it", "none")
     # 3.
     items = [_learned_item(lesson) for lesson in dict.fromkeys(rewarded)]
     say(f"{len(items)} exchanges of {sum(len(done.rewarded) for done in rounds)} rewarded dreams")
-    expert = distil([*items, *anchor_items(bed)], bed, config, seed, on_step)
+    written = distil([*items, *anchor_items(bed)], bed, config, seed, on_step)
     # 4.
-    sleep_id = f"task-{task.digest[:16]}"
-    candidate = candidate_of(expert, bed, sleep_id)
-    digest = cores.add(candidate, sleep_id)
+    sleep_id = _sleep_id(task, loaded.digest, config, seed)
+    candidate = candidate_of(written, bed, sleep_id)
+    digest = cores.add(candidate, name_of_night(sleep_id))
     after = _score_core(Core(candidate.config, candidate.tensors), bed, task.held_out)
     # 5.
     with open_registry(config) as registry:
-        evidence = gather_evidence(
-            home, digest, loaded, origin_core(registry, cores, loaded), _material(task, bed, config, seed), say
-        )
-        version = registry.record(
-            home / "cores" / digest,
-            _lineage(task, sleep_id, loaded.digest, config, seed),
-            to_json(evidence, _told(rounds, before, after)),
-        )
+        origin = served.load(origin_of(registry.list(), loaded.digest))
+        evidence = exam.measure(home, digest, loaded, origin, _material(task, bed, config, seed), say)
+        lineage = _lineage(task, sleep_id, loaded.digest, config, seed)
+        record_origin(registry, home / "cores" / loaded.digest, lineage.code_revision)
+        version = registry.record(home / "cores" / digest, lineage, to_json(evidence, _told(rounds, before, after)))
         if version.verdict is None:
-            version = registry.set_verdict(version.number, judge(evidence, load_policy()))
+            version = registry.set_verdict(version.number, judge(evidence, exam.policy))
     return TaskDone(task, tuple(rounds), before, after, version)
 
 
@@ -255,7 +258,10 @@ def _material(task: Task, bed: Bed, config: SiltstoneConfig, seed: int) -> Mater
         journal = SqliteJournal(file)
         plan = make_plan(journal, SqliteSnapshotStore(file), bed.loaded.digest, 0, _FOREVER_MS, seed)
         interactions = interactions_of(plan, journal, config)
-    filtered = filter_statements(interactions, 0, _FOREVER_MS, str, sentences, holds_personal_data, config.sleep.filter)
+    person_of = identities_of(config).person_of
+    filtered = filter_statements(
+        interactions, 0, _FOREVER_MS, person_of, sentences, holds_personal_data, config.sleep.filter
+    )
     tokenizer, size = bed.loaded.tokenizer, bed.loaded.config.vocab_size
     shared = material_of(filtered.statements, (), tokenizer, size, config.sleep.consensus.k_min, seed)
     questions = tuple(
@@ -263,6 +269,11 @@ def _material(task: Task, bed: Bed, config: SiltstoneConfig, seed: int) -> Mater
         for number, one in enumerate(task.held_out)
     )
     return replace(shared, questions=questions)
+
+
+def _sleep_id(task: Task, core: str, config: SiltstoneConfig, seed: int) -> str:
+    told = repr((core, task.digest, config.sleep, seed))
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def _lineage(task: Task, sleep_id: str, parent: str, config: SiltstoneConfig, seed: int) -> Lineage:

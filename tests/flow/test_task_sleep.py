@@ -13,8 +13,9 @@ from siltstone.errors import InvalidInput
 from siltstone.sleep.tasks import Task, read_task
 from siltstone.sleep_values import VersionState
 from siltstone_services.cli import app
-from siltstone_services.night import make_bed, open_registry
+from siltstone_services.night import make_bed
 from siltstone_services.task_sleep import TaskDone, exchanges_of, run_task
+from siltstone_services.version_records import open_registry
 
 SETTINGS = {
     "sleep.distil.num_steps": 6,
@@ -71,14 +72,17 @@ def test_a_task_ends_in_a_version_that_names_it_and_no_user(slept: tuple[Path, T
     assert done.after.nats != done.before.nats
     lineage = done.version.lineage
     assert lineage.config["task"] == done.task.digest
-    assert lineage.sleep_id == f"task-{done.task.digest[:16]}"
     assert (lineage.contributors, lineage.positions) == ((), {})
     # Nobody's secrets are there to be asked for: a gate that misses evidence refuses.
     assert done.version.state is VersionState.REFUSED
     assert done.version.verdict is not None
     with open_registry(tiny_config(home)) as registry:
-        assert registry.list() == (done.version,)
-        assert registry.champion() is None
+        origin, candidate = registry.list()
+        champion = registry.champion()
+    assert candidate == done.version
+    # What served goes on serving.
+    assert champion is not None
+    assert champion.digest == origin.digest == lineage.parent
     assert CoreStore(home).default() == lineage.parent
 
 

@@ -13,7 +13,7 @@ from siltstone.values import Interaction, InteractionKind, Role, UserKey
 
 
 class DropReason(StrEnum):
-    """Why something a user said, or a memory dreamt, takes no part."""
+    """Why something a user said, or a memory dreamt, takes no part; in the last two, why a memory is no evidence."""
 
     NO_CONSENT = "no_consent"
     OUTSIDE_WINDOW = "outside_window"
@@ -28,6 +28,8 @@ class DropReason(StrEnum):
     TOO_SHORT = "too_short"
     REPETITIVE = "repetitive"
     UNFINISHED = "unfinished"
+    MEMORY_OF_ANOTHER_CORE = "memory_of_another_core"
+    MEMORY_DAMAGED = "memory_damaged"
 
 
 @dataclass(frozen=True, slots=True)
