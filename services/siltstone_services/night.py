@@ -92,9 +92,11 @@ def run_night(
     on_step: Callable[[StepDone], None],
     at: At = _nobody_watches,
     exam: Exam | None = None,
+    before: NightDone | None = None,
 ) -> NightDone:
     """Runs a night over a home folder. A server may use it meanwhile: the night reads what was committed.
 
+    A night `before` over the same plan lends its dreams, so that another way of learning them can be tried.
     What `say`, `on_step` or `at` raises ends the night there; up to and with `at(RECORD, ...)` nothing is recorded.
 
     Raises: InvalidInput when there is nothing to sleep over; ConfigInvalid when the identities cannot be read; NotFound
@@ -118,17 +120,11 @@ def run_night(
         fault_point("night.planned")
         # 2.
         at(NightStage.DREAM, 0, 0)
-        night = dream(
-            plan,
-            interactions,
-            store,
-            bed,
-            config,
-            people.person_of,
-            holds_personal_data,
-            say,
-            partial(at, NightStage.DREAM),
-        )
+        if before is not None and before.plan == plan:
+            night = before.night
+        else:
+            person_of, on_read = people.person_of, partial(at, NightStage.DREAM)
+            night = dream(plan, interactions, store, bed, config, person_of, holds_personal_data, say, on_read)
         say(f"{len(night.dreams)} of {night.num_dreamt} dreams teach the core something")
         fault_point("night.dreamt")
         # 3.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from siltstone.sleep.private import Consolidation, Outcome, PrivateSleeper
 from siltstone.sleep_values import SleepPlan
 from siltstone.values import Commit, Snapshot, UserKey
 from siltstone_services.home import exclusive
-from siltstone_services.sleeper import Bed
+from siltstone_services.sleeper import Bed, crew_of
 
 _log = logging.getLogger(__name__)
 
@@ -66,12 +65,6 @@ def _anchors(plan: LessonPlan, bed: Bed) -> list[Lesson]:
         judged = tuple(float(at % _ANCHOR_STRIDE == 0) for at in range(len(ids)))
         prose.append(Lesson(ids, judged, after_prefix=False))
     return [*prose, *(plan.as_answered(chat.question, chat.answer) for chat in office.anchor_chats)]
-
-
-def crew_of(config: SiltstoneConfig) -> Crew:
-    """Returns the threads that users sleep on side by side: of a processor all, of a GPU one."""
-    on_processor = config.engine.device == "cpu"
-    return Crew((config.engine.num_threads or os.cpu_count() or 1) if on_processor else 1)
 
 
 def sleep_one(

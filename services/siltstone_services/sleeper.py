@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from siltstone.adapters.imported_core import ImportedCore
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.adapters.training_job import TrainingJob
 from siltstone.config import SiltstoneConfig
+from siltstone.crew import Crew
 from siltstone.errors import Corrupt, InvalidInput, SnapshotMismatch
 from siltstone.evaluation.office_material import load_office
 from siltstone.inference.engine import AnswerEngine, EngineConfig
@@ -87,6 +89,12 @@ def engine_of(bed: Bed, config: EngineConfig) -> AnswerEngine:
         bed.loaded.tokenizer.stop_ids,
         config,
     )
+
+
+def crew_of(config: SiltstoneConfig) -> Crew:
+    """Returns the threads that compute side by side: of a processor all, of a GPU one."""
+    on_processor = config.engine.device == "cpu"
+    return Crew((config.engine.num_threads or os.cpu_count() or 1) if on_processor else 1)
 
 
 def make_plan(journal: Journal, store: SnapshotStore, core: str, since_ms: int, until_ms: int, seed: int) -> SleepPlan:
@@ -170,7 +178,7 @@ def dream(
     say(
         f"{len(dreams)} dreams under {len(memories)} people's memories" + (f"; passed over: {passed}" if passed else "")
     )
-    reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix)
+    reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix, crew_of(config))
     raised: dict[int, list[Raised]] = {}
     worths = [0.0] * len(dreams)
     for index, reading in reader.read(dreams, memories, settings.consensus.k_min, settings.read_batch):
