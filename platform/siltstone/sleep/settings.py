@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from siltstone.errors import ConfigInvalid
 from siltstone.sleep.consensus import ConsensusConfig
@@ -10,6 +11,8 @@ from siltstone.sleep.distil import DistilConfig
 from siltstone.sleep.filter import FilterConfig
 from siltstone.sleep.private import PrivateSleepConfig
 from siltstone.sleep.rebase import RebaseConfig
+from siltstone.sleep.restem import TaskConfig
+from siltstone.sleep.sampled import SamplingConfig
 from siltstone.sleep.train_config import TrainConfig
 
 
@@ -25,6 +28,10 @@ class SleepConfig:
     """How many people, and how sure of it, it takes to teach the core something."""
     distil: DistilConfig = field(default_factory=DistilConfig)
     """What the student is trained on, and how far."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """What the users' memories dream of themselves."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """How the core improves itself on a task."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """What trains it."""
     rebase: RebaseConfig = field(default_factory=RebaseConfig)
@@ -37,6 +44,8 @@ class SleepConfig:
     """Dreams that are trained on: those that would teach the core most, and some at random."""
     random_share: float = 0.1
     """Share of the dreams that is taken at random from those left."""
+    selection: Literal["gain", "gradient"] = "gain"
+    """What a dream is chosen by: what its targets gain over the core, or the gradient it gives a new expert."""
     read_batch: int = 16
     """Dreams read at once."""
     look_every_s: float = 2.0
@@ -54,5 +63,7 @@ class SleepConfig:
             raise ConfigInvalid("sleep", f"look_every_s: expected more than 0, found {self.look_every_s}")
         if min(self.max_dreams, self.read_batch) < 1 or self.num_foreign_cues < 0 or not 0 <= self.random_share <= 1:
             raise ConfigInvalid("sleep", "expected max_dreams and read_batch of at least 1, random_share of 0 to 1")
+        if self.selection not in ("gain", "gradient"):
+            raise ConfigInvalid("sleep", f"selection: expected gain or gradient, found {self.selection}")
         if self.keep_versions < 0:
             raise ConfigInvalid("sleep", f"keep_versions: expected 0 or more, found {self.keep_versions}")

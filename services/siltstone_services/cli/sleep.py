@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,3 +42,13 @@ def status(context: typer.Context, night: NightArgument = None, address: Address
 def cancel(context: typer.Context, night: NightArgument = None, address: AddressOption = None) -> None:
     """End a night between two steps: nothing comes of it. Without a number, the one that runs."""
     command.cancel(Reach(context.obj, address, False), night)
+
+
+@app.command("task")
+def task(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="The task: a TOML file with a text and questions.", dir_okay=False)],
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn.", min=0)] = 0,
+) -> None:
+    """Let the core improve itself on a task, while no server uses the home: from dreams to the gate's verdict."""
+    command.improve(context.obj, file, seed)

@@ -6,26 +6,29 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
-from siltstone.errors import NotFound
-from siltstone.sleep_values import Night, NightStage
+from siltstone.errors import InvalidInput, NotFound
+from siltstone.sleep.tasks import read_task
+from siltstone.sleep_values import Night, NightStage, StepDone
 from siltstone_services.allocator import keep_freed_memory
 from siltstone_services.cli.later import Later
-from siltstone_services.cli.options import Reach
+from siltstone_services.cli.options import Reach, Settings
 from siltstone_services.commands.configuration import load
 from siltstone_services.commands.operator import Desk, ask_desk
 from siltstone_services.commands.screen import err, out, table
 from siltstone_services.commands.versions import print_verdict
-from siltstone_services.home import NoServer, find_server
+from siltstone_services.home import NoServer, exclusive, find_server
 from siltstone_services.night_desk import require_extra
 from siltstone_services.nights import NightCancelled, Nights
 
 _night_process = Later("siltstone_services.night_process")  # to look at a night takes no model
+_task_sleep = Later("siltstone_services.task_sleep")
 
 Show = Callable[[Night], None]
 
@@ -73,6 +76,33 @@ def cancel(reach: Reach, number: int | None) -> None:
 
     night = ask_desk(reach, ask)
     out().print(f"night {night.number} ends between two steps; what serves stays as it is", soft_wrap=True)
+
+
+def improve(settings: Settings, file: Path, seed: int) -> None:
+    """Runs one sleep over a task here, and prints the scores and the verdict."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InvalidInput("the task", "a file that can be read", f"{file}: {error.strerror}") from error
+    task = read_task(content)
+    config = load(settings)
+    require_extra()
+    keep_freed_memory()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with exclusive(config.home_path), Progress(*columns, console=err(), transient=True) as progress:
+        bar = progress.add_task("distilling", total=config.sleep.distil.num_steps, visible=False)
+
+        def on_round(number: int, num_dreamt: int, num_tried: int, num_rewarded: int) -> None:
+            progress.console.print(f"round {number}: {num_dreamt} dreams, {num_rewarded} of {num_tried} rewarded")
+
+        def on_step(done: StepDone) -> None:
+            progress.update(bar, completed=done.step + 1, visible=True)
+
+        done = _task_sleep.run_task(config, task, seed, progress.console.print, on_round, on_step)
+    print_verdict(Reach(settings, None, False), done.version.number)
+    for when, score in (("before", done.before), ("after", done.after)):
+        told = f"{score.num_right} of {score.num_questions} right, {score.nats:.3f} nats"
+        out().print(f"questions held out, {when}: {told}", soft_wrap=True)
 
 
 def _is_served(config: SiltstoneConfig) -> bool:
