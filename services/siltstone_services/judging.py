@@ -100,7 +100,7 @@ def _canaries(
     seen: Sequence[Statement], said: dict[str, frozenset[str]], tokenizer: Tokenizer, vocab_size: int, seed: int
 ) -> tuple[Canary, ...]:
     chance = random.Random(f"{seed}/canaries")
-    pools = _single_words(tokenizer, vocab_size)
+    pools = single_words(tokenizer, vocab_size)
     found = []
     for number, one in enumerate(seen):
         text = second_person(one.text)
@@ -116,7 +116,7 @@ def _canaries(
     return tuple(chance.sample(found, min(MAX_CANARIES, len(found))))
 
 
-def _single_words(tokenizer: Tokenizer, vocab_size: int) -> dict[bool, set[str]]:
+def single_words(tokenizer: Tokenizer, vocab_size: int) -> dict[bool, set[str]]:
     """Returns the words that are one token behind a space, by whether they begin with a capital."""
     words: dict[bool, set[str]] = {True: set(), False: set()}
     for token in range(vocab_size):

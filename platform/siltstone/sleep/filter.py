@@ -59,7 +59,10 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Filtered:
-    """What is left, in the order it was said, and what was dropped for which reason."""
+    """What is left, in the order it was said, and what was dropped for which reason.
+
+    `num_interactions` is of every account that takes part, with its words or with its memory.
+    """
 
     statements: tuple[Statement, ...]
     dropped: Mapping[DropReason, int]
@@ -83,6 +86,7 @@ def filter_statements(
     `person_of` says who is behind an account: caps and support are counted by person.
     """
     dropped: Counter[DropReason] = Counter()
+    spoken: Counter[UserKey] = Counter()
     kept: dict[str, list[Statement]] = {}
     seen: set[tuple[str, tuple[str, ...]]] = set()
     for interaction in interactions:
@@ -104,6 +108,7 @@ def filter_statements(
             sentence for text in clean for sentence in sentences(text) if len(words_in(sentence)) >= config.min_words
         ]
         dropped[DropReason.NO_STATEMENT] += bool(clean or not texts) and not told
+        spoken[interaction.owner] += bool(told)
         for sentence in told:
             words = tuple(words_in(sentence))
             if (person, words) in seen:
@@ -118,6 +123,8 @@ def filter_statements(
         dropped[DropReason.OVER_CAP] += max(0, len(said) - config.max_statements)
         statements += said[-config.max_statements :]
     counts = Counter(owner for owner, _ in {(one.owner, one.interaction_id) for one in statements})
+    # An account of which another of the same person has said all takes part all the same: its memory is evidence too.
+    counts.update({owner: num for owner, num in spoken.items() if num and owner not in counts})
     return Filtered(tuple(statements), {reason: num for reason, num in dropped.items() if num}, dict(counts))
 
 
