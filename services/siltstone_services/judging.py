@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from siltstone.gate.measure import (
     measure_candidate,
     speed_measurement,
 )
+from siltstone.gate.policy import Policy, load_policy
 from siltstone.gate.probe_suites import load_suites
 from siltstone.memory.restate import cue, second_person
 from siltstone.model.core import Core
@@ -39,6 +41,16 @@ _NUM_REFERENCES: Final = 800
 _NUM_TRIALS: Final = 5
 
 Say = Callable[[str], None]
+Measure = Callable[[Path, str, LoadedCore, LoadedCore, Material, Say], Evidence]
+"""Measures a stored candidate against the core that serves and the first one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """How a candidate is examined: what measures it, and what it must pass."""
+
+    measure: Measure
+    policy: Policy
 
 
 def material_of(
@@ -128,14 +140,20 @@ def gather_evidence(
     compared = Cores(cores[loaded.digest], cores[champion.digest], cores[origin.digest])
     with torch.no_grad():
         measured = measure_candidate(compared, champion.tokenizer, material)
-    say("trying the candidate in a clean process")
-    return Evidence(
-        loaded.digest, champion.digest, origin.digest, (*measured, *_tried(home, candidate, champion.digest))
-    )
+    tried = _tried(home, candidate, champion.digest, say)
+    return Evidence(loaded.digest, champion.digest, origin.digest, (*measured, *tried))
 
 
-def _tried(home: Path, candidate: str, champion: str) -> tuple[Measurement, ...]:
-    pairs = [(try_core(home, candidate), try_core(home, champion)) for _ in range(_NUM_TRIALS)]
+def shipped_exam() -> Exam:
+    """Returns the exam that comes with the package."""
+    return Exam(gather_evidence, load_policy())
+
+
+def _tried(home: Path, candidate: str, champion: str, say: Say) -> tuple[Measurement, ...]:
+    pairs = []
+    for number in range(_NUM_TRIALS):
+        say(f"trying the candidate in a clean process, {number + 1} of {_NUM_TRIALS}")
+        pairs.append((try_core(home, candidate), try_core(home, champion)))
     whole = [(one, other) for one, other in pairs if one is not None and other is not None]
     loading = loading_measurement([one is not None for one, _ in pairs])
     if not whole:

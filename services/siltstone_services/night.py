@@ -1,45 +1,48 @@
 """One night of one home folder: from the plan to the verdict, and the version that is recorded whatever it says.
 
-1. Plan: which users, up to which journal positions. 2. Filter and dream. 3. Distil. 4. Keep the candidate core.
-5. Measure it. 6. Record it with its evidence and lineage. 7. Judge. Nothing serves before somebody promotes it; killed
-anywhere, what serves is untouched; the same night run again is done anew, and recorded and judged once.
+1. Plan: which users, up to which journal positions; clear up after nights before; then those whose memory is due sleep,
+each alone, where no server uses the home. 2. Filter and dream. 3. Distil. 4. Keep the candidate core. 5. Measure it.
+6. Record it with its evidence and lineage, and before the first one the core that it all began with. 7. Judge. 8. Clear
+up. Nothing serves before somebody promotes it; killed between any two steps, what serves is untouched, and a memory is
+as it was or has slept; the same night run again is done anew, and recorded and judged once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import torch
 
+from siltstone.adapters.basis_store import BasisStore
 from siltstone.adapters.core_store import CoreStore, LoadedCore
+from siltstone.adapters.identity_file import Identities, read_identities
 from siltstone.adapters.key_file import lineage_key
-from siltstone.adapters.mlflow_registry import MlflowRegistry
 from siltstone.adapters.personal_data import holds_personal_data
-from siltstone.adapters.signing import FolderSigner
 from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
-from siltstone.adapters.sqlite_registry import SqliteRegistry
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
-from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
+from siltstone.faults import fault_point
 from siltstone.gate.measure import Material
-from siltstone.gate.policy import load_policy
 from siltstone.gate.verdict import judge
 from siltstone.model.core import Core
-from siltstone.ports import VersionRegistry
 from siltstone.sleep.filter import Statement
-from siltstone.sleep_values import CoreVersion, Lineage, SleepPlan, StepDone
+from siltstone.sleep_values import CoreVersion, Lineage, NightStage, SleepPlan, StepDone
+from siltstone.versions.keeping import origin_of
 from siltstone.versions.lineage import contributors
 from siltstone_services.evidence_json import to_json
-from siltstone_services.judging import gather_evidence, material_of
+from siltstone_services.judging import Exam, material_of, shipped_exam
+from siltstone_services.keeping import Keeper, name_of_night
 from siltstone_services.learning import lesson_plan, prepare_ground
 from siltstone_services.precision import dtype_for
+from siltstone_services.private_sleeper import sleep_where_free
+from siltstone_services.served import ServedCores, record_origin
 from siltstone_services.sleeper import (
     Bed,
     DreamtNight,
@@ -50,8 +53,11 @@ from siltstone_services.sleeper import (
     items_of,
     make_plan,
 )
+from siltstone_services.version_records import open_registry
 
 Say = Callable[[str], None]
+At = Callable[[NightStage, int, int], None]
+"""Told where a night is: the stage, its steps that are done, and how many it has (0: they are not counted)."""
 _FOREVER_MS: Final = 1 << 62
 
 
@@ -64,17 +70,6 @@ class NightDone:
     version: CoreVersion
 
 
-@contextmanager
-def open_registry(config: SiltstoneConfig) -> Iterator[VersionRegistry]:
-    """Gives the version registry of a home folder, mirrored to MLflow."""
-    home = config.home_path
-    with (
-        SqliteRegistry(home, FolderSigner(home), SystemClock()) as ledger,
-        MlflowRegistry(home, ledger, config.mlflow) as registry,
-    ):
-        yield registry
-
-
 def make_bed(config: SiltstoneConfig, loaded: LoadedCore) -> Bed:
     """Returns the core that serves, as its users learn on it."""
     core = Core(
@@ -85,44 +80,98 @@ def make_bed(config: SiltstoneConfig, loaded: LoadedCore) -> Bed:
     return Bed(loaded, core, shape, lessons, prepare_ground(loaded, core, shape, lessons, config))
 
 
-def run_night(
-    config: SiltstoneConfig, seed: int, since_ms: int, say: Say, on_step: Callable[[StepDone], None]
-) -> NightDone:
-    """Runs a night over a home folder that no server uses. The caller holds the home.
+def _nobody_watches(stage: NightStage, step: int, num_steps: int) -> None:
+    pass
 
-    Raises: InvalidInput when there is nothing to sleep over; SnapshotMismatch when a user's memory is of another core;
-    Corrupt; Unavailable. Nothing was recorded then.
+
+def run_night(
+    config: SiltstoneConfig,
+    seed: int,
+    since_ms: int,
+    say: Say,
+    on_step: Callable[[StepDone], None],
+    at: At = _nobody_watches,
+    exam: Exam | None = None,
+) -> NightDone:
+    """Runs a night over a home folder. A server may use it meanwhile: the night reads what was committed.
+
+    What `say`, `on_step` or `at` raises ends the night there; up to and with `at(RECORD, ...)` nothing is recorded.
+
+    Raises: InvalidInput when there is nothing to sleep over; ConfigInvalid when the identities cannot be read; NotFound
+    without a core; Corrupt; Unavailable. Nothing serves that did not before, and the night can be run again.
     """
-    home = config.home_path
-    cores = CoreStore(home)
-    loaded = cores.load(config.core)
+    at(NightStage.PLAN, 0, 0)
+    home, exam = config.home_path, exam or shipped_exam()
+    people = identities_of(config)
+    cores, served = CoreStore(home), ServedCores(config)
+    loaded = served.load(served.digest())
     bed = make_bed(config, loaded)
     with SqliteFile(home / "siltstone.db", config.store) as file, open_registry(config) as registry:
         # 1.
         journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
         plan = make_plan(journal, store, loaded.digest, since_ms, _FOREVER_MS, seed)
+        keeper = Keeper(registry, store, cores, BasisStore(home), {loaded.digest}, config.sleep.keep_versions)
+        keeper.clear_up(plan.id, say)
         interactions = interactions_of(plan, journal, config)
         say(f"night {plan.id}: {len(plan.users)} users, {len(interactions)} interactions")
+        sleep_where_free(plan, store, bed, config, say)
+        fault_point("night.planned")
         # 2.
-        night = dream(plan, interactions, store, bed, config, str, holds_personal_data, say)
+        at(NightStage.DREAM, 0, 0)
+        night = dream(
+            plan,
+            interactions,
+            store,
+            bed,
+            config,
+            people.person_of,
+            holds_personal_data,
+            say,
+            partial(at, NightStage.DREAM),
+        )
         say(f"{len(night.dreams)} of {night.num_dreamt} dreams teach the core something")
+        fault_point("night.dreamt")
         # 3.
-        written = distil(items_of(night, bed), bed, config, seed, on_step)
+        num_steps = config.sleep.distil.num_steps
+        at(NightStage.DISTIL, 0, num_steps)
+
+        def on_distilled(done: StepDone) -> None:
+            on_step(done)
+            at(NightStage.DISTIL, done.step + 1, num_steps)
+
+        written = distil(items_of(night, bed), bed, config, seed, on_distilled)
+        fault_point("night.distilled")
         # 4.
-        name = f"night-{plan.id}"
-        digest = cores.add(candidate_of(written, bed, plan.id), name)
+        digest = cores.add(candidate_of(written, bed, plan.id), name_of_night(plan.id))
+        fault_point("night.kept")
         # 5.
-        evidence = gather_evidence(
-            home, digest, loaded, _origin(registry, cores, loaded), _material(night, bed, config, seed), say
-        )
+        at(NightStage.MEASURE, 0, 0)
+        origin = served.load(origin_of(registry.list(), loaded.digest))
+        evidence = exam.measure(home, digest, loaded, origin, _material(night, bed, config, seed), say)
+        fault_point("night.measured")
         # 6.
-        version = registry.record(
-            home / "cores" / digest, _lineage(plan, night, config, home), to_json(evidence, _told(night))
-        )
+        at(NightStage.RECORD, 0, 0)
+        record_origin(registry, home / "cores" / loaded.digest, importlib.metadata.version("siltstone"))
+        lineage = _lineage(plan, night, config, people)
+        version = registry.record(home / "cores" / digest, lineage, to_json(evidence, _told(night)))
+        fault_point("night.recorded")
         # 7. A night that had come so far before is not judged twice.
+        at(NightStage.JUDGE, 0, 0)
         if version.verdict is None:
-            version = registry.set_verdict(version.number, judge(evidence, load_policy()))
+            version = registry.set_verdict(version.number, judge(evidence, exam.policy))
+        fault_point("night.judged")
+        # 8.
+        keeper.clear_up(plan.id, say)
         return NightDone(plan, night, version)
+
+
+def identities_of(config: SiltstoneConfig) -> Identities:
+    """Returns who is behind the accounts, by the file that the configuration names; everybody for themselves without.
+
+    Raises: ConfigInvalid.
+    """
+    told = config.sleep.identities
+    return read_identities(config.home_path / Path(told).expanduser()) if told else Identities()
 
 
 def _material(night: DreamtNight, bed: Bed, config: SiltstoneConfig, seed: int) -> Material:
@@ -134,24 +183,29 @@ def _material(night: DreamtNight, bed: Bed, config: SiltstoneConfig, seed: int) 
     return material_of(seen, held_out, tokenizer, size, config.sleep.consensus.k_min, seed)
 
 
-def _origin(registry: VersionRegistry, cores: CoreStore, loaded: LoadedCore) -> LoadedCore:
-    """Returns the frozen first core: the parent of the first version; the core that serves where there is none yet."""
-    versions = registry.list()
-    return cores.load(versions[0].lineage.parent) if versions else loaded
-
-
-def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, home: Path) -> Lineage:
+def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, people: Identities) -> Lineage:
     took_part = {
-        owner: num for owner, num in night.filtered.num_interactions.items() if str(owner) not in night.left_out
+        owner: num
+        for owner, num in night.filtered.num_interactions.items()
+        if people.person_of(owner) not in night.left_out
     }
-    people = contributors(took_part, lineage_key(home))
     told = {
         "sleep": repr(config.sleep),
+        "identities": people.digest,
         "memory": hashlib.sha256(repr(config.memory).encode()).hexdigest(),
         "torch": torch.__version__,
     }
     revision = importlib.metadata.version("siltstone")
-    return Lineage(plan.core, plan.id, plan.positions, people, {"sleep": plan.seed}, told, revision)
+    return Lineage(
+        plan.core,
+        plan.id,
+        plan.positions,
+        contributors(took_part, lineage_key(config.home_path)),
+        {"sleep": plan.seed},
+        told,
+        revision,
+        len({people.person_of(owner) for owner in took_part}),
+    )
 
 
 def _told(night: DreamtNight) -> Mapping[str, object]:

@@ -14,7 +14,7 @@ from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.adapters.imported_core import ImportedCore
 from siltstone.adapters.training_job import TrainingJob
 from siltstone.config import SiltstoneConfig
-from siltstone.errors import InvalidInput
+from siltstone.errors import Corrupt, InvalidInput, SnapshotMismatch
 from siltstone.evaluation.office_material import load_office
 from siltstone.journal.admit import Refusal, admit
 from siltstone.memory.lessons import LessonPlan
@@ -33,7 +33,7 @@ from siltstone.sleep.selection import choose, worth
 from siltstone.sleep.words import supporters, who_said, words_in, words_of_tokens
 from siltstone.sleep_values import SleepPlan, StepDone
 from siltstone.values import Interaction, JournalRecord, UserKey
-from siltstone_services.learning import Ground
+from siltstone_services.learning import Ground, ground_extra
 from siltstone_services.training import train_expert
 
 _READ_RECORDS = 1024
@@ -108,10 +108,13 @@ def dream(
     person_of: Callable[[UserKey], str],
     is_personal: Callable[[str], bool],
     say: Say,
+    on_read: Callable[[int, int], None],
 ) -> DreamtNight:
     """Filters what was said, dreams it again under every memory that may be evidence, and finds what they agree on.
 
-    Raises: InvalidInput when nothing is left to sleep over; SnapshotMismatch for a memory of another core; Corrupt.
+        `on_read` is told how many dreams of how many have been read.
+
+    Raises: InvalidInput when nothing is left to sleep over.
     """
     settings = config.sleep
     filtered = filter_statements(
@@ -133,12 +136,10 @@ def dream(
             dropped[DropReason.NOT_SUPPORTED] += 1
     if not dreams:
         raise InvalidInput("the window", f"something that {settings.consensus.k_min} people said", "nothing")
-    memories: dict[str, list[Tensor]] = {}
-    for owner in plan.users:
-        if (snapshot := store.load(owner)) is not None:
-            memory = from_blob(owner, snapshot.blob, bed.ground.version, bed.shape)
-            memories.setdefault(person_of(owner), []).append(memory.coefficients())
-    say(f"{len(dreams)} dreams under {len(memories)} people's memories")
+    memories, passed_over = _memories(plan, store, bed, person_of)
+    dropped.update(passed_over)
+    told = ", ".join(f"{num} {reason.value}" for reason, num in passed_over.items())
+    say(f"{len(dreams)} dreams under {len(memories)} people's memories" + (f"; passed over: {told}" if told else ""))
     reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix)
     raised: dict[int, list[Raised]] = {}
     worths = [0.0] * len(dreams)
@@ -151,10 +152,12 @@ def dream(
             settings.consensus,
         )
         worths[index] = worth(raised[index], reading.core_logp_N)
+        on_read(len(raised), len(dreams))
     kept = choose(worths, settings.max_dreams, settings.random_share, plan.seed)
     dropped[DropReason.NOT_LEARNED] += sum(value <= 0 for value in worths)
     if not kept:
-        raise InvalidInput("the memories", f"something that {settings.consensus.k_min} of them hold", "nothing")
+        expected = f"something that {settings.consensus.k_min} people's memories hold"
+        raise InvalidInput("the memories", expected, f"nothing (passed over: {told})" if told else "nothing")
     return DreamtNight(
         tuple(dreams[index] for index in kept),
         tuple(tuple(raised[index]) for index in kept),
@@ -163,6 +166,28 @@ def dream(
         filtered,
         left_out,
     )
+
+
+def _memories(
+    plan: SleepPlan, store: SnapshotStore, bed: Bed, person_of: Callable[[UserKey], str]
+) -> tuple[dict[str, list[Tensor]], Counter[DropReason]]:
+    """Returns the memories of each person's accounts, and how many are no evidence for which reason.
+
+    A memory of another core says nothing of this one, and one that is damaged says nothing at all: neither keeps the
+    others from sleeping.
+    """
+    memories: dict[str, list[Tensor]] = {}
+    passed_over: Counter[DropReason] = Counter()
+    for owner in plan.users:
+        try:
+            if (snapshot := store.load(owner)) is not None:
+                memory = from_blob(owner, snapshot.blob, bed.ground.version, bed.shape)
+                memories.setdefault(person_of(owner), []).append(memory.coefficients())
+        except SnapshotMismatch:
+            passed_over[DropReason.MEMORY_OF_ANOTHER_CORE] += 1
+        except Corrupt:
+            passed_over[DropReason.MEMORY_DAMAGED] += 1
+    return memories, passed_over
 
 
 def _lessons(
@@ -251,5 +276,5 @@ def candidate_of(written: Mapping[Site, Tensor], bed: Bed, sleep_id: str) -> Imp
         tensors,
         loaded.tokenizer.json,
         loaded.chat,
-        loaded.extras,
+        {**loaded.extras, **ground_extra(loaded)},
     )

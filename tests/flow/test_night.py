@@ -11,8 +11,8 @@ from tiny_home import ADA, BEN, CLEO, DORA, add_tiny_core, open_host, said, teac
 
 from siltstone.adapters.core_store import CoreStore
 from siltstone.adapters.key_file import lineage_key
-from siltstone.errors import InvalidInput, SnapshotMismatch
-from siltstone.sleep_values import StepDone, VersionState
+from siltstone.errors import InvalidInput
+from siltstone.sleep_values import Champion, StepDone, VersionState
 from siltstone.values import Consent, UserKey
 from siltstone.versions.lineage import hash_user
 from siltstone_services.night import NightDone, open_registry, run_night
@@ -77,10 +77,13 @@ def test_a_night_ends_in_a_version_with_its_evidence_and_its_verdict(
     hashes = {one.user_hash for one in done.version.lineage.contributors}
     assert hashes == {hash_user(owner, lineage_key(home)) for owner in (ADA, BEN, CLEO, DORA)}
     with open_registry(tiny_config(home)) as registry:
-        assert registry.list() == (done.version,)
-        assert registry.champion() is None
-    candidate = CoreStore(home).load(done.version.digest)
-    assert {name: t.shape for name, t in candidate.tensors.items()} == {
+        origin, candidate = registry.list()
+        assert candidate == done.version
+        # The core that it all began with is a version too: what is served, and what can be rolled back to.
+        assert (origin.digest, origin.state, origin.lineage.parent) == (done.plan.core, VersionState.SERVING, "")
+        assert registry.champion() == Champion(origin.number, origin.digest, 1)
+    core = CoreStore(home).load(done.version.digest)
+    assert {name: t.shape for name, t in core.tensors.items()} == {
         name: t.shape for name, t in CoreStore(home).load("tiny").tensors.items()
     }
     assert CoreStore(home).default() == done.plan.core
@@ -135,10 +138,10 @@ def test_without_consent_or_inside_an_empty_window_there_is_nothing_to_sleep_ove
         night_of(tmp_path, since_ms=1 << 60)
 
 
-def test_memories_of_another_core_are_not_read(tmp_path: Path) -> None:
+def test_memories_of_another_core_are_no_evidence(tmp_path: Path) -> None:
     add_tiny_core(tmp_path)
     tell(tmp_path, (ADA, BEN, CLEO))
     add_tiny_core(tmp_path, seed=8, name="other")
 
-    with pytest.raises(SnapshotMismatch):
+    with pytest.raises(InvalidInput, match="3 memory_of_another_core"):
         night_of(tmp_path, {"core": "other"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,7 +16,10 @@ from siltstone.errors import Corrupt, Unavailable
 
 
 class BasisStore:
-    """Keeps bases under `<home>/bases`, each named by what it was made from, with its digest beside it."""
+    """Keeps bases under `<home>/bases`, each named by its recipe, which lies beside it, as its digest does.
+
+    The recipe's `core` is the digest of the core that the basis is for.
+    """
 
     def __init__(self, home: Path) -> None:
         self._folder = home / "bases"
@@ -31,8 +34,25 @@ class BasisStore:
         except OSError as error:
             raise Unavailable("the read bases", str(error)) from error
 
+    def keep(self, cores: Collection[str]) -> None:
+        """Removes the bases of all other cores than these.
+
+        Raises: Unavailable when one cannot be removed.
+        """
+        try:
+            for told in self._folder.glob("*.json"):
+                # One that is damaged does not say whose it is: it stays.
+                recipe = told.read_bytes()
+                if _name(recipe) == told.stem and json.loads(recipe)["core"] not in cores:
+                    # The seal first: a file without one is not there.
+                    for suffix in (".sha256", ".safetensors", ".json"):
+                        told.with_suffix(suffix).unlink(missing_ok=True)
+        except OSError as error:
+            raise Unavailable("the read bases", str(error)) from error
+
     def _get(self, recipe: dict[str, object], build: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str]:
-        name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
+        told = json.dumps(recipe, sort_keys=True).encode()
+        name = _name(told)
         path, seal = self._folder / f"{name}.safetensors", self._folder / f"{name}.sha256"
         if not seal.exists():
             self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -41,6 +61,7 @@ class BasisStore:
                 left.unlink()
             content = save({part: tensor.contiguous().cpu() for part, tensor in build().items()})
             # The seal is written last: a file without one is not there.
+            write_whole(path.with_suffix(".json"), told)
             write_whole(path, content)
             write_whole(seal, hashlib.sha256(content).hexdigest().encode())
         mend = f"delete {seal}, and it is built anew"
@@ -49,6 +70,8 @@ class BasisStore:
             content = path.read_bytes()
         except FileNotFoundError as error:
             raise Corrupt(f"basis {name}", expected, f"no file; {mend}") from error
+        if (beside := path.with_suffix(".json")).exists() and beside.read_bytes() != told:
+            raise Corrupt(f"the recipe of basis {name}", told.decode(), f"another; {mend}")
         found = hashlib.sha256(content).hexdigest()
         if found != expected:
             raise Corrupt(f"basis {name}", expected, f"{found}; {mend}")
@@ -57,3 +80,7 @@ class BasisStore:
         except SafetensorError as error:
             raise Corrupt(f"basis {name}", "safetensors", f"{error}; {mend}") from error
         return tensors, found
+
+
+def _name(recipe: bytes) -> str:
+    return hashlib.sha256(recipe).hexdigest()[:32]
