@@ -20,7 +20,7 @@ from siltstone.sleep.train_config import TrainConfig
 if __name__ == "__main__":
     job, rank, world, meeting, stage = sys.argv[1:]
     os.environ["LOCAL_RANK"] = rank
-    dist.init_process_group("gloo", f"file://{meeting}", timedelta(seconds=120), rank=int(rank), world_size=int(world))
+    dist.init_process_group("gloo", f"file://{meeting}", timedelta(seconds=60), rank=int(rank), world_size=int(world))
     config = TrainConfig(
         trainer="ray",
         num_workers=int(world),

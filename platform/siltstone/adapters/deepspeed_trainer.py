@@ -217,11 +217,17 @@ class DeepSpeedStepper:
 
 
 class _Reader(nn.Module):
-    """A student as DeepSpeed wants it: what is called gives a loss that depends on every parameter."""
+    """A student as DeepSpeed wants it: one call a bundle, whose loss depends on every parameter.
+
+    ZeRO 3 gathers the parameters of a module whenever it is called, on all ranks at once. Ranks read different numbers
+    of parts, so nothing within is called as a module, and the parameters are this one's to gather.
+    """
 
     def __init__(self, student: Student) -> None:
         super().__init__()
         self.student = student
+        for parameter in student.expert.parameters():
+            deepspeed.zero.register_external_parameter(self, parameter)
 
     def forward(self, bundle: Sequence[Part]) -> Tensor:
         """Returns the losses of a bundle, which may be empty: [2]."""

@@ -175,7 +175,7 @@ class Student(nn.Module):
         """Returns what a bundle brings to the two losses of a step, on dreams and on anchors: [2]."""
         losses = [torch.zeros((), device=self._core.device), torch.zeros((), device=self._core.device)]
         for part in bundle:
-            losses[not part.is_dream] = losses[not part.is_dream] + part.share * self(part.indexes)
+            losses[not part.is_dream] = losses[not part.is_dream] + part.share * self.forward(part.indexes)
         return torch.stack(losses)
 
     def total(self, losses_2: Tensor) -> Tensor:
