@@ -27,6 +27,16 @@ class SleepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class StepDone:
+    """What one training step gave: the losses, in nats a token, before it moved anything."""
+
+    step: int
+    dream_loss: float
+    anchor_loss: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Contributor:
     """A user whose words took part in a core, as a keyed hash, with the number of interactions."""
 
@@ -38,7 +48,8 @@ class Contributor:
 class Lineage:
     """Where a core comes from: enough to find every version a user took part in, and to make it again without them.
 
-    `config` and `seeds` are what the sleep was run with; `code_revision` names the code.
+    `config` and `seeds` are what the sleep was run with; `code_revision` names the code. Contributors are accounts, so
+    that each can be asked for; `num_people` says how many people are behind them, 0 where nobody counted.
     """
 
     parent: str
@@ -48,6 +59,7 @@ class Lineage:
     seeds: Mapping[str, int]
     config: Mapping[str, str]
     code_revision: str
+    num_people: int = 0
 
 
 @dataclass(frozen=True, slots=True)

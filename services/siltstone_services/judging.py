@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ from siltstone.gate.measure import (
     measure_candidate,
     speed_measurement,
 )
+from siltstone.gate.policy import Policy, load_policy
 from siltstone.gate.probe_suites import load_suites
 from siltstone.memory.restate import cue, second_person
 from siltstone.model.core import Core
@@ -39,6 +41,16 @@ _NUM_REFERENCES: Final = 800
 _NUM_TRIALS: Final = 5
 
 Say = Callable[[str], None]
+Measure = Callable[[Path, str, LoadedCore, LoadedCore, Material, Say], Evidence]
+"""Measures a stored candidate against the core that serves and the first one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exam:
+    """How a candidate is examined: what measures it, and what it must pass."""
+
+    measure: Measure
+    policy: Policy
 
 
 def material_of(
@@ -130,6 +142,11 @@ def gather_evidence(
         measured = measure_candidate(compared, champion.tokenizer, material)
     tried = _tried(home, candidate, champion.digest, say)
     return Evidence(loaded.digest, champion.digest, origin.digest, (*measured, *tried))
+
+
+def shipped_exam() -> Exam:
+    """Returns the exam that comes with the package."""
+    return Exam(gather_evidence, load_policy())
 
 
 def _tried(home: Path, candidate: str, champion: str, say: Say) -> tuple[Measurement, ...]:

@@ -1,10 +1,10 @@
 """One night of one home folder: from the plan to the verdict, and the version that is recorded whatever it says.
 
-1. Plan: which users, up to which journal positions; then those whose memory is due sleep, each alone, where no server
-uses the home. 2. Filter and dream. 3. Distil. 4. Keep the candidate core. 5. Measure it. 6. Record it with its evidence
-and lineage, and before the first one the core that it all began with. 7. Judge. Nothing serves before somebody promotes
-it; killed anywhere, what serves is untouched, and a memory is as it was or has slept; the same night run again is done
-anew, and recorded and judged once.
+1. Plan: which users, up to which journal positions; clear up after nights before; then those whose memory is due sleep,
+each alone, where no server uses the home. 2. Filter and dream. 3. Distil. 4. Keep the candidate core. 5. Measure it.
+6. Record it with its evidence and lineage, and before the first one the core that it all began with. 7. Judge. 8. Clear
+up. Nothing serves before somebody promotes it; killed between any two steps, what serves is untouched, and a memory is
+as it was or has slept; the same night run again is done anew, and recorded and judged once.
 """
 
 from __future__ import annotations
@@ -19,27 +19,30 @@ from typing import Final
 
 import torch
 
+from siltstone.adapters.basis_store import BasisStore
 from siltstone.adapters.core_store import CoreStore, LoadedCore
+from siltstone.adapters.identity_file import Identities, read_identities
 from siltstone.adapters.key_file import lineage_key
 from siltstone.adapters.personal_data import holds_personal_data
 from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.config import SiltstoneConfig
+from siltstone.faults import fault_point
 from siltstone.gate.measure import Material
-from siltstone.gate.policy import load_policy
 from siltstone.gate.verdict import judge
 from siltstone.model.core import Core
-from siltstone.sleep.distil import StepDone
 from siltstone.sleep.filter import Statement
-from siltstone.sleep_values import CoreVersion, Lineage, NightStage, SleepPlan
+from siltstone.sleep_values import CoreVersion, Lineage, NightStage, SleepPlan, StepDone
+from siltstone.versions.keeping import origin_of
 from siltstone.versions.lineage import contributors
 from siltstone_services.evidence_json import to_json
-from siltstone_services.judging import gather_evidence, material_of
+from siltstone_services.judging import Exam, material_of, shipped_exam
+from siltstone_services.keeping import Keeper, name_of_night
 from siltstone_services.learning import lesson_plan, prepare_ground
 from siltstone_services.precision import dtype_for
 from siltstone_services.private_sleeper import sleep_where_free
-from siltstone_services.served import ServedCores, origin_of, record_origin
+from siltstone_services.served import ServedCores, record_origin
 from siltstone_services.sleeper import (
     Bed,
     DreamtNight,
@@ -88,16 +91,18 @@ def run_night(
     say: Say,
     on_step: Callable[[StepDone], None],
     at: At = _nobody_watches,
+    exam: Exam | None = None,
 ) -> NightDone:
     """Runs a night over a home folder. A server may use it meanwhile: the night reads what was committed.
 
     What `say`, `on_step` or `at` raises ends the night there; up to and with `at(RECORD, ...)` nothing is recorded.
 
-    Raises: InvalidInput when there is nothing to sleep over; SnapshotMismatch when a user's memory is of another core;
-    Corrupt; Unavailable. Nothing was recorded then.
+    Raises: InvalidInput when there is nothing to sleep over; ConfigInvalid when the identities cannot be read; NotFound
+    without a core; Corrupt; Unavailable. Nothing serves that did not before, and the night can be run again.
     """
     at(NightStage.PLAN, 0, 0)
-    home = config.home_path
+    home, exam = config.home_path, exam or shipped_exam()
+    people = identities_of(config)
     cores, served = CoreStore(home), ServedCores(config)
     loaded = served.load(served.digest())
     bed = make_bed(config, loaded)
@@ -105,15 +110,27 @@ def run_night(
         # 1.
         journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
         plan = make_plan(journal, store, loaded.digest, since_ms, _FOREVER_MS, seed)
+        keeper = Keeper(registry, store, cores, BasisStore(home), {loaded.digest}, config.sleep.keep_versions)
+        keeper.clear_up(plan.id, say)
         interactions = interactions_of(plan, journal, config)
         say(f"night {plan.id}: {len(plan.users)} users, {len(interactions)} interactions")
         sleep_where_free(plan, store, bed, config, say)
+        fault_point("night.planned")
         # 2.
         at(NightStage.DREAM, 0, 0)
         night = dream(
-            plan, interactions, store, bed, config, str, holds_personal_data, say, partial(at, NightStage.DREAM)
+            plan,
+            interactions,
+            store,
+            bed,
+            config,
+            people.person_of,
+            holds_personal_data,
+            say,
+            partial(at, NightStage.DREAM),
         )
         say(f"{len(night.dreams)} of {night.num_dreamt} dreams teach the core something")
+        fault_point("night.dreamt")
         # 3.
         num_steps = config.sleep.distil.num_steps
         at(NightStage.DISTIL, 0, num_steps)
@@ -122,25 +139,39 @@ def run_night(
             on_step(done)
             at(NightStage.DISTIL, done.step + 1, num_steps)
 
-        expert = distil(items_of(night, bed), bed, config, seed, on_distilled)
+        written = distil(items_of(night, bed), bed, config, seed, on_distilled)
+        fault_point("night.distilled")
         # 4.
-        name = f"night-{plan.id}"
-        digest = cores.add(candidate_of(expert, bed, plan.id), name)
+        digest = cores.add(candidate_of(written, bed, plan.id), name_of_night(plan.id))
+        fault_point("night.kept")
         # 5.
         at(NightStage.MEASURE, 0, 0)
-        origin = served.load(origin_of(loaded.digest, registry.list()))
-        evidence = gather_evidence(home, digest, loaded, origin, _material(night, bed, config, seed), say)
+        origin = served.load(origin_of(registry.list(), loaded.digest))
+        evidence = exam.measure(home, digest, loaded, origin, _material(night, bed, config, seed), say)
+        fault_point("night.measured")
         # 6.
         at(NightStage.RECORD, 0, 0)
         record_origin(registry, home / "cores" / loaded.digest, importlib.metadata.version("siltstone"))
-        version = registry.record(
-            home / "cores" / digest, _lineage(plan, night, config, home), to_json(evidence, _told(night))
-        )
+        lineage = _lineage(plan, night, config, people)
+        version = registry.record(home / "cores" / digest, lineage, to_json(evidence, _told(night)))
+        fault_point("night.recorded")
         # 7. A night that had come so far before is not judged twice.
         at(NightStage.JUDGE, 0, 0)
         if version.verdict is None:
-            version = registry.set_verdict(version.number, judge(evidence, load_policy()))
+            version = registry.set_verdict(version.number, judge(evidence, exam.policy))
+        fault_point("night.judged")
+        # 8.
+        keeper.clear_up(plan.id, say)
         return NightDone(plan, night, version)
+
+
+def identities_of(config: SiltstoneConfig) -> Identities:
+    """Returns who is behind the accounts, by the file that the configuration names; everybody for themselves without.
+
+    Raises: ConfigInvalid.
+    """
+    told = config.sleep.identities
+    return read_identities(config.home_path / Path(told).expanduser()) if told else Identities()
 
 
 def _material(night: DreamtNight, bed: Bed, config: SiltstoneConfig, seed: int) -> Material:
@@ -152,18 +183,29 @@ def _material(night: DreamtNight, bed: Bed, config: SiltstoneConfig, seed: int) 
     return material_of(seen, held_out, tokenizer, size, config.sleep.consensus.k_min, seed)
 
 
-def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, home: Path) -> Lineage:
+def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, people: Identities) -> Lineage:
     took_part = {
-        owner: num for owner, num in night.filtered.num_interactions.items() if str(owner) not in night.left_out
+        owner: num
+        for owner, num in night.filtered.num_interactions.items()
+        if people.person_of(owner) not in night.left_out
     }
-    people = contributors(took_part, lineage_key(home))
     told = {
         "sleep": repr(config.sleep),
+        "identities": people.digest,
         "memory": hashlib.sha256(repr(config.memory).encode()).hexdigest(),
         "torch": torch.__version__,
     }
     revision = importlib.metadata.version("siltstone")
-    return Lineage(plan.core, plan.id, plan.positions, people, {"sleep": plan.seed}, told, revision)
+    return Lineage(
+        plan.core,
+        plan.id,
+        plan.positions,
+        contributors(took_part, lineage_key(config.home_path)),
+        {"sleep": plan.seed},
+        told,
+        revision,
+        len({people.person_of(owner) for owner in took_part}),
+    )
 
 
 def _told(night: DreamtNight) -> Mapping[str, object]:

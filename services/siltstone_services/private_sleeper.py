@@ -13,11 +13,11 @@ from functools import partial
 from typing import Final
 
 from siltstone.config import SiltstoneConfig
+from siltstone.crew import Crew
 from siltstone.errors import Unavailable
 from siltstone.evaluation.office_material import load_office
 from siltstone.journal.partition import partition_of
 from siltstone.memory.consolidation import due_level, parts_of, replay_of, slept
-from siltstone.memory.crew import Crew
 from siltstone.memory.lessons import LessonPlan
 from siltstone.memory.user_memory import LEVEL_NAMES, UserMemory, from_blob, to_blob
 from siltstone.model.lesson import Lesson

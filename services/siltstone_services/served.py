@@ -81,11 +81,6 @@ def record_origin(registry: VersionRegistry, core: Path, code_revision: str) -> 
         registry.promote(known.number, 0)
 
 
-def origin_of(digest: str, versions: Sequence[CoreVersion]) -> str:
-    """Returns the frozen first core that a core descends from; itself where no night made it."""
-    return _ancestry(digest, versions)[-1]
-
-
 def _ancestry(digest: str, versions: Sequence[CoreVersion]) -> list[str]:
     """Returns a core and all it descends from, the first one last."""
     parents = {one.digest: one.lineage.parent for one in versions}

@@ -8,32 +8,33 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from siltstone.adapters.core_store import LoadedCore
+from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.adapters.imported_core import ImportedCore
+from siltstone.adapters.training_job import TrainingJob
 from siltstone.config import SiltstoneConfig
-from siltstone.errors import InvalidInput
+from siltstone.errors import Corrupt, InvalidInput, SnapshotMismatch
 from siltstone.evaluation.office_material import load_office
 from siltstone.journal.admit import Refusal, admit
 from siltstone.memory.lessons import LessonPlan
 from siltstone.memory.restate import cue, second_person, sentences
 from siltstone.memory.user_memory import from_blob
 from siltstone.model.core import Core, KeyValues, read_prefix
-from siltstone.model.deltas import DeltaShape
+from siltstone.model.deltas import DeltaShape, Site
 from siltstone.model.lesson import Lesson
 from siltstone.ports import Journal, SnapshotStore
 from siltstone.sleep.consensus import Raised, consensus
-from siltstone.sleep.distil import Expert, Item, Schedule, StepDone, Student, anchor_item, dream_item, train
+from siltstone.sleep.distil import Item, anchor_item, dream_item
 from siltstone.sleep.dreams import Dream, DreamReader
 from siltstone.sleep.expand import merge
 from siltstone.sleep.filter import DropReason, Filtered, Statement, filter_statements
 from siltstone.sleep.selection import choose, worth
 from siltstone.sleep.words import supporters, who_said, words_in, words_of_tokens
-from siltstone.sleep_values import SleepPlan
+from siltstone.sleep_values import SleepPlan, StepDone
 from siltstone.values import Interaction, JournalRecord, UserKey
 from siltstone_services.learning import Ground, ground_extra
+from siltstone_services.training import train_expert
 
 _READ_RECORDS = 1024
 _ANCHOR_TOKENS = 96
@@ -111,9 +112,9 @@ def dream(
 ) -> DreamtNight:
     """Filters what was said, dreams it again under every memory that may be evidence, and finds what they agree on.
 
-    `on_read` is told how many dreams of how many have been read.
+        `on_read` is told how many dreams of how many have been read.
 
-    Raises: InvalidInput when nothing is left to sleep over; SnapshotMismatch for a memory of another core; Corrupt.
+    Raises: InvalidInput when nothing is left to sleep over.
     """
     settings = config.sleep
     filtered = filter_statements(
@@ -135,12 +136,10 @@ def dream(
             dropped[DropReason.NOT_SUPPORTED] += 1
     if not dreams:
         raise InvalidInput("the window", f"something that {settings.consensus.k_min} people said", "nothing")
-    memories: dict[str, list[Tensor]] = {}
-    for owner in plan.users:
-        if (snapshot := store.load(owner)) is not None:
-            memory = from_blob(owner, snapshot.blob, bed.ground.version, bed.shape)
-            memories.setdefault(person_of(owner), []).append(memory.coefficients())
-    say(f"{len(dreams)} dreams under {len(memories)} people's memories")
+    memories, passed_over = _memories(plan, store, bed, person_of)
+    dropped.update(passed_over)
+    told = ", ".join(f"{num} {reason.value}" for reason, num in passed_over.items())
+    say(f"{len(dreams)} dreams under {len(memories)} people's memories" + (f"; passed over: {told}" if told else ""))
     reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix)
     raised: dict[int, list[Raised]] = {}
     worths = [0.0] * len(dreams)
@@ -157,7 +156,8 @@ def dream(
     kept = choose(worths, settings.max_dreams, settings.random_share, plan.seed)
     dropped[DropReason.NOT_LEARNED] += sum(value <= 0 for value in worths)
     if not kept:
-        raise InvalidInput("the memories", f"something that {settings.consensus.k_min} of them hold", "nothing")
+        expected = f"something that {settings.consensus.k_min} people's memories hold"
+        raise InvalidInput("the memories", expected, f"nothing (passed over: {told})" if told else "nothing")
     return DreamtNight(
         tuple(dreams[index] for index in kept),
         tuple(tuple(raised[index]) for index in kept),
@@ -166,6 +166,28 @@ def dream(
         filtered,
         left_out,
     )
+
+
+def _memories(
+    plan: SleepPlan, store: SnapshotStore, bed: Bed, person_of: Callable[[UserKey], str]
+) -> tuple[dict[str, list[Tensor]], Counter[DropReason]]:
+    """Returns the memories of each person's accounts, and how many are no evidence for which reason.
+
+    A memory of another core says nothing of this one, and one that is damaged says nothing at all: neither keeps the
+    others from sleeping.
+    """
+    memories: dict[str, list[Tensor]] = {}
+    passed_over: Counter[DropReason] = Counter()
+    for owner in plan.users:
+        try:
+            if (snapshot := store.load(owner)) is not None:
+                memory = from_blob(owner, snapshot.blob, bed.ground.version, bed.shape)
+                memories.setdefault(person_of(owner), []).append(memory.coefficients())
+        except SnapshotMismatch:
+            passed_over[DropReason.MEMORY_OF_ANOTHER_CORE] += 1
+        except Corrupt:
+            passed_over[DropReason.MEMORY_DAMAGED] += 1
+    return memories, passed_over
 
 
 def _lessons(
@@ -218,25 +240,36 @@ def items_of(night: DreamtNight, bed: Bed) -> list[Item]:
 
 
 def distil(
-    items: Sequence[Item], bed: Bed, config: SiltstoneConfig, seed: int, on_step: Callable[[StepDone], None]
-) -> Expert:
-    """Trains an expert of the core on the items and returns it."""
-    torch.manual_seed(seed)
-    settings = config.sleep.distil
-    expert = Expert(bed.shape, bed.ground.basis, bed.ground.guard).to(bed.core.device)
-    student = Student(bed.core, expert, bed.lessons.prefix_ids, settings)
-    student.prepare(items)
-    for done in train(student, Schedule(items, settings, seed), settings):
-        on_step(done)
-    return expert
+    items: Sequence[Item],
+    bed: Bed,
+    config: SiltstoneConfig,
+    seed: int,
+    on_step: Callable[[StepDone], None],
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> dict[Site, Tensor]:
+    """Trains an expert of the core on the items and returns its written side, site by site.
+
+    Raises: Cancelled; Unavailable; Corrupt.
+    """
+    job = TrainingJob(
+        bed.shape,
+        bed.ground.basis,
+        bed.ground.guard,
+        bed.core.dtype,
+        tuple(bed.lessons.prefix_ids),
+        config.sleep.distil,
+        seed,
+        tuple(items),
+    )
+    core_file = CoreStore(config.home_path).tensors_file(bed.loaded.digest)
+    return train_expert(job, core_file, config, on_step, is_cancelled)
 
 
-def candidate_of(expert: Expert, bed: Bed, sleep_id: str) -> ImportedCore:
+def candidate_of(written: Mapping[Site, Tensor], bed: Bed, sleep_id: str) -> ImportedCore:
     """Returns the core with the expert merged into it, as large as before."""
-    basis = {site: part.cpu() for site, part in expert.basis.items()}
-    write = {site: expert.written(site).detach().cpu() for site in expert.shape.sites}
+    basis = {site: part.cpu() for site, part in bed.ground.basis.items()}
     loaded = bed.loaded
-    tensors = merge(loaded.tensors, bed.shape, basis, write)
+    tensors = merge(loaded.tensors, bed.shape, basis, dict(written))
     return ImportedCore(
         f"sleep:{sleep_id} of {loaded.digest[:12]}",
         loaded.config,

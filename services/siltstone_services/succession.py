@@ -10,8 +10,8 @@ from typing import Protocol, TypeVar
 
 from siltstone.adapters.core_store import LoadedCore
 from siltstone.config import SiltstoneConfig
+from siltstone.crew import Crew
 from siltstone.errors import Corrupt, InvalidInput, NotFound, SiltstoneError, Unavailable, WrongState
-from siltstone.memory.crew import Crew
 from siltstone.memory.shard import Shard
 from siltstone.ports import SnapshotStore
 from siltstone_services.lanes import Lane, Lanes, open_lane
@@ -57,7 +57,7 @@ class Succession:
         Who needs one that may not serve is refused, as a memory of any foreign core is.
         """
         for version, num_users in self._store.users_by_core().items():
-            if self._served is None or self._lanes.get(version) is not None:
+            if self._served is None or not version or self._lanes.get(version) is not None:
                 continue
             try:
                 lane = open_lane(self._served.load(version.split("-")[0]), self._config, self._crew)
@@ -112,5 +112,4 @@ class Succession:
             self._lanes.add(lane)
         self._lanes.leading, self._shard.core = lane, lane.version
         _LOG.info("version leads", extra={"core": lane.version})
-        if not self._store.users_by_core().get(before.version):
-            self._upkeep.release(before.version)
+        self._upkeep.leave(before.version)

@@ -79,13 +79,14 @@ class Upkeep:
         self._num_partitions, self._config = num_partitions, config.sleep.rebase
         self._waiting: dict[UserKey, None] = {}
         self._refused: dict[UserKey, tuple[int, str]] = {}
+        self._left: set[str] = set()
         self._job: _Job | None = None
         self.num_rebased = 0
 
     @property
     def has_work(self) -> bool:
-        """Whether somebody waits."""
-        return self._job is not None or bool(self._waiting)
+        """Whether somebody waits, or a version might be let go."""
+        return self._job is not None or bool(self._waiting) or any(map(self._is_idle, self._left))
 
     @property
     def num_pinned(self) -> int:
@@ -98,6 +99,10 @@ class Upkeep:
         if memory.core != leading and self._refused.get(memory.owner) != (memory.sequence, leading):
             self._waiting[memory.owner] = None
 
+    def leave(self, version: str) -> None:
+        """Says that a version has fewer users than before, or leads no more: it may be one that nobody needs."""
+        self._left.add(version)
+
     def forget(self, owner: UserKey) -> None:
         """Keeps nothing of a user."""
         self._waiting.pop(owner, None)
@@ -108,8 +113,10 @@ class Upkeep:
     def step(self, absorbing: Collection[UserKey]) -> None:
         """Takes one small step for one user. Those who are being absorbed wait: what they learn now goes before."""
         try:
-            if self._job is None:
+            if self._job is None and self._waiting:
                 self._job = self._next_job(absorbing)
+            elif self._job is None:
+                self._release()
             elif (done := next(self._job.steps)) is not None:
                 job, self._job = self._job, None
                 self._conclude(job, *done, absorbing)
@@ -152,10 +159,17 @@ class Upkeep:
         self._shard.replace(memory, partition_of(job.owner, self._num_partitions))
         self._refused.pop(job.owner, None)
         self.num_rebased += 1
-        if not self._store.users_by_core().get(before.core):
-            self.release(before.core)
+        self.leave(before.core)
 
-    def release(self, version: str) -> None:
-        """Lets a version go that nobody needs any more."""
-        if self._lanes.get(version) is not None and self._lanes.drop(version):
-            _log.info("version released", extra={"core": version})
+    def _is_idle(self, version: str) -> bool:
+        lane = self._lanes.get(version)
+        return lane is None or not lane.engine.num_running
+
+    def _release(self) -> None:
+        """Lets the versions go that nobody needs any more. It goes through all snapshots, so only when nobody waits."""
+        idle = {version for version in self._left if self._is_idle(version)}
+        self._left -= idle
+        users = self._store.users_by_core()
+        for version in idle:
+            if not users.get(version) and self._lanes.get(version) is not None and self._lanes.drop(version):
+                _log.info("version released", extra={"core": version})

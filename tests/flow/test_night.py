@@ -11,9 +11,8 @@ from tiny_home import ADA, BEN, CLEO, DORA, add_tiny_core, open_host, said, teac
 
 from siltstone.adapters.core_store import CoreStore
 from siltstone.adapters.key_file import lineage_key
-from siltstone.errors import InvalidInput, SnapshotMismatch
-from siltstone.sleep.distil import StepDone
-from siltstone.sleep_values import Champion, VersionState
+from siltstone.errors import InvalidInput
+from siltstone.sleep_values import Champion, StepDone, VersionState
 from siltstone.values import Consent, UserKey
 from siltstone.versions.lineage import hash_user
 from siltstone_services.night import NightDone, open_registry, run_night
@@ -139,10 +138,10 @@ def test_without_consent_or_inside_an_empty_window_there_is_nothing_to_sleep_ove
         night_of(tmp_path, since_ms=1 << 60)
 
 
-def test_memories_of_another_core_are_not_read(tmp_path: Path) -> None:
+def test_memories_of_another_core_are_no_evidence(tmp_path: Path) -> None:
     add_tiny_core(tmp_path)
     tell(tmp_path, (ADA, BEN, CLEO))
     add_tiny_core(tmp_path, seed=8, name="other")
 
-    with pytest.raises(SnapshotMismatch):
+    with pytest.raises(InvalidInput, match="3 memory_of_another_core"):
         night_of(tmp_path, {"core": "other"})

@@ -226,6 +226,17 @@ def test_a_night_in_the_foreground_tells_its_error_and_keeps_it(tmp_path: Path, 
     assert speak(home, "sleep", "run", "--address", "127.0.0.1:1").exit_code == 2
 
 
+def test_a_core_stays_while_a_night_runs(tmp_path: Path, settings: dict[str, object]) -> None:
+    home = make_home(tmp_path, settings)
+    held = Nights(home, SystemClock(), 9).begin(0, 0)
+    refused = speak(home, "core", "remove", "tiny", "--yes")
+    assert refused.exit_code == 5
+    assert "night 1 runs; let it end first" in refused.stderr
+    held.end(NightStage.CANCELLED)
+    held.close()
+    assert speak(home, "core", "remove", "tiny", "--yes").exit_code == 0
+
+
 @pytest.mark.slow
 def test_a_whole_night_through_the_server_ends_in_a_version_that_everybody_can_look_at(
     tmp_path: Path, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ from siltstone.adapters.core_store import CoreStore
 from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
-from siltstone.memory.crew import Crew
+from siltstone.crew import Crew
 from siltstone.memory.user_memory import UserMemory, from_blob
 from siltstone.values import UserKey
 from siltstone_services.home import exclusive

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from siltstone.adapters.whole_file import write_whole
 from siltstone.errors import Corrupt, Unavailable
 
 
 class BasisStore:
-    """Keeps bases under `<home>/bases`, each named by what it was made from, with its digest beside it."""
+    """Keeps bases under `<home>/bases`, each named by its recipe, which lies beside it, as its digest does.
+
+    The recipe's `core` is the digest of the core that the basis is for.
+    """
 
     def __init__(self, home: Path) -> None:
         self._folder = home / "bases"
@@ -31,8 +34,25 @@ class BasisStore:
         except OSError as error:
             raise Unavailable("the read bases", str(error)) from error
 
+    def keep(self, cores: Collection[str]) -> None:
+        """Removes the bases of all other cores than these.
+
+        Raises: Unavailable when one cannot be removed.
+        """
+        try:
+            for told in self._folder.glob("*.json"):
+                # One that is damaged does not say whose it is: it stays.
+                recipe = told.read_bytes()
+                if _name(recipe) == told.stem and json.loads(recipe)["core"] not in cores:
+                    # The seal first: a file without one is not there.
+                    for suffix in (".sha256", ".safetensors", ".json"):
+                        told.with_suffix(suffix).unlink(missing_ok=True)
+        except OSError as error:
+            raise Unavailable("the read bases", str(error)) from error
+
     def _get(self, recipe: dict[str, object], build: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], str]:
-        name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:32]
+        told = json.dumps(recipe, sort_keys=True).encode()
+        name = _name(told)
         path, seal = self._folder / f"{name}.safetensors", self._folder / f"{name}.sha256"
         if not seal.exists():
             self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -41,14 +61,17 @@ class BasisStore:
                 left.unlink()
             content = save({part: tensor.contiguous().cpu() for part, tensor in build().items()})
             # The seal is written last: a file without one is not there.
-            _write(path, content)
-            _write(seal, hashlib.sha256(content).hexdigest().encode())
+            write_whole(path.with_suffix(".json"), told)
+            write_whole(path, content)
+            write_whole(seal, hashlib.sha256(content).hexdigest().encode())
         mend = f"delete {seal}, and it is built anew"
         expected = seal.read_bytes().decode("ascii", "replace")
         try:
             content = path.read_bytes()
         except FileNotFoundError as error:
             raise Corrupt(f"basis {name}", expected, f"no file; {mend}") from error
+        if (beside := path.with_suffix(".json")).exists() and beside.read_bytes() != told:
+            raise Corrupt(f"the recipe of basis {name}", told.decode(), f"another; {mend}")
         found = hashlib.sha256(content).hexdigest()
         if found != expected:
             raise Corrupt(f"basis {name}", expected, f"{found}; {mend}")
@@ -59,15 +82,5 @@ class BasisStore:
         return tensors, found
 
 
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _name(recipe: bytes) -> str:
+    return hashlib.sha256(recipe).hexdigest()[:32]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -164,10 +165,11 @@ class SqliteSnapshotStore:
 
     def users_by_core(self) -> dict[str, int]:
         """See `ports.SnapshotStore.users_by_core`."""
+        found: Counter[str] = Counter()
         with self._file.reading() as connection:
-            return dict(
-                connection.execute("SELECT core, count(*) FROM snapshot GROUP BY core ORDER BY core").fetchall()
-            )
+            for *fields, digest in connection.execute("SELECT * FROM snapshot"):
+                found[fields[3] if fingerprint(*fields) == digest else ""] += 1
+        return dict(found)
 
     def _check(self, commit: Commit) -> None:
         if commit.next_position < commit.expected_position:

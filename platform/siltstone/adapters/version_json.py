@@ -32,6 +32,7 @@ def write_lineage(lineage: Lineage) -> bytes:
             "seeds": dict(lineage.seeds),
             "config": dict(lineage.config),
             "code_revision": lineage.code_revision,
+            "num_people": lineage.num_people,
         }
     )
 

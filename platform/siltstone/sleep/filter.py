@@ -13,7 +13,7 @@ from siltstone.values import Interaction, InteractionKind, Role, UserKey
 
 
 class DropReason(StrEnum):
-    """Why something a user said takes no part."""
+    """Why something a user said takes no part; or, in the last two, why a whole memory is no evidence."""
 
     NO_CONSENT = "no_consent"
     OUTSIDE_WINDOW = "outside_window"
@@ -24,6 +24,8 @@ class DropReason(StrEnum):
     OVER_CAP = "over_cap"
     NOT_SUPPORTED = "not_supported"
     NOT_LEARNED = "not_learned"
+    MEMORY_OF_ANOTHER_CORE = "memory_of_another_core"
+    MEMORY_DAMAGED = "memory_damaged"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from siltstone.sleep.distil import DistilConfig
 from siltstone.sleep.filter import FilterConfig
 from siltstone.sleep.private import PrivateSleepConfig
 from siltstone.sleep.rebase import RebaseConfig
+from siltstone.sleep.train_config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,9 @@ class SleepConfig:
     consensus: ConsensusConfig = field(default_factory=ConsensusConfig)
     """How many people, and how sure of it, it takes to teach the core something."""
     distil: DistilConfig = field(default_factory=DistilConfig)
-    """How the student is trained."""
+    """What the student is trained on, and how far."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """What trains it."""
     rebase: RebaseConfig = field(default_factory=RebaseConfig)
     """How a user's levels are carried from one core to another."""
     held_out_share: float = 0.15
@@ -38,6 +41,11 @@ class SleepConfig:
     """Dreams read at once."""
     look_every_s: float = 2.0
     """Seconds after which a server looks again whether another version is to serve."""
+    identities: str = ""
+    """File that says which accounts are one person's, from the home folder; without one every account is a person."""
+    keep_versions: int = 8
+    """Refused and retired versions whose cores are kept, the newest; what is told of the others stays. A person looks
+    at a refusal within days, and a roll back has its own version kept beside these."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.held_out_share < 1:
@@ -46,3 +54,5 @@ class SleepConfig:
             raise ConfigInvalid("sleep", f"look_every_s: expected more than 0, found {self.look_every_s}")
         if min(self.max_dreams, self.read_batch) < 1 or self.num_foreign_cues < 0 or not 0 <= self.random_share <= 1:
             raise ConfigInvalid("sleep", "expected max_dreams and read_batch of at least 1, random_share of 0 to 1")
+        if self.keep_versions < 0:
+            raise ConfigInvalid("sleep", f"keep_versions: expected 0 or more, found {self.keep_versions}")

@@ -104,8 +104,4 @@ def _print_measurements(measurements: Sequence[MeasurementSummary]) -> None:
 
 def _tell(champion: Champion) -> None:
     out().print(f"champion: version {champion.number} ({champion.digest[:12]}), epoch {champion.epoch}", soft_wrap=True)
-    out().print(
-        "memories learned on another core are not moved to it yet: serve it with `core = "
-        f'"{champion.digest[:12]}"` to newcomers only',
-        soft_wrap=True,
-    )
+    out().print("a running server takes it up by itself, and carries each user over at their return", soft_wrap=True)
