@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +29,16 @@ from siltstone.adapters.sqlite_registry import SqliteRegistry
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
+from siltstone.evaluation.external_probes import asked_suites
 from siltstone.gate.measure import Material
 from siltstone.gate.policy import load_policy
+from siltstone.gate.probe_suites import ProbeSuite
 from siltstone.gate.verdict import judge
 from siltstone.model.core import Core
 from siltstone.ports import VersionRegistry
 from siltstone.sleep.distil import StepDone
 from siltstone.sleep.filter import Statement
+from siltstone.sleep.held_out import people_needed
 from siltstone.sleep_values import CoreVersion, Lineage, SleepPlan
 from siltstone.versions.lineage import contributors
 from siltstone_services.evidence_json import to_json
@@ -93,10 +96,12 @@ def run_night(
 ) -> NightDone:
     """Runs a night over a home folder that no server uses. The caller holds the home.
 
-    Raises: InvalidInput when there is nothing to sleep over; SnapshotMismatch when a user's memory is of another core;
-    Corrupt; Unavailable. Nothing was recorded then.
+    Raises: ConfigInvalid and NotFound for a probe file; InvalidInput when there is nothing to sleep over;
+    SnapshotMismatch when a user's memory is of another core; Corrupt; Unavailable. Nothing was recorded then.
     """
     home = config.home_path
+    # Before anything is done: a night whose questions cannot be asked must not run at all.
+    suites, policy = asked_suites(config.gate), load_policy()
     cores, served = CoreStore(home), ServedCores(config)
     loaded = served.load(served.digest())
     bed = make_bed(config, loaded)
@@ -116,7 +121,10 @@ def run_night(
         digest = cores.add(candidate_of(expert, bed, plan.id), name)
         # 5.
         origin = served.load(origin_of(loaded.digest, registry.list()))
-        evidence = gather_evidence(home, digest, loaded, origin, _material(night, bed, config, seed), say)
+        material = _material(suites, night, bed, config, seed)
+        evidence = gather_evidence(
+            home, digest, loaded, origin, material, say, config.engine.num_threads, _notes(night, config)
+        )
         # 6.
         record_origin(registry, home / "cores" / loaded.digest, importlib.metadata.version("siltstone"))
         version = registry.record(
@@ -124,17 +132,31 @@ def run_night(
         )
         # 7. A night that had come so far before is not judged twice.
         if version.verdict is None:
-            version = registry.set_verdict(version.number, judge(evidence, load_policy()))
+            version = registry.set_verdict(version.number, judge(evidence, policy))
         return NightDone(plan, night, version)
 
 
-def _material(night: DreamtNight, bed: Bed, config: SiltstoneConfig, seed: int) -> Material:
+def _material(
+    suites: Sequence[ProbeSuite], night: DreamtNight, bed: Bed, config: SiltstoneConfig, seed: int
+) -> Material:
     seen: list[Statement] = []
     held_out: list[Statement] = []
     for one in night.filtered.statements:
         (held_out if one.person in night.left_out else seen).append(one)
     tokenizer, size = bed.loaded.tokenizer, bed.loaded.config.vocab_size
-    return material_of(seen, held_out, tokenizer, size, config.sleep.consensus.k_min, seed)
+    return material_of(suites, seen, held_out, tokenizer, size, config.sleep.consensus.k_min, seed)
+
+
+def _notes(night: DreamtNight, config: SiltstoneConfig) -> dict[str, str]:
+    """Says what a reader of the verdict should know about how the evidence came about."""
+    num_people = len({one.person for one in night.filtered.statements})
+    wanted = config.sleep.min_held_out
+    if len(night.left_out) >= wanted:
+        return {}
+    needed = people_needed(wanted)
+    return {
+        "benefit": f"{len(night.left_out)} of {num_people} people took no part; it takes {needed} to hold out {wanted}"
+    }
 
 
 def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, home: Path) -> Lineage:
