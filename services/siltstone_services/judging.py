@@ -14,6 +14,7 @@ from typing import Final
 
 from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.adapters.reading_store import ReadingStore
+from siltstone.crew import Crew
 from siltstone.evaluation.office_material import load_office
 from siltstone.gate.anchors import Passage
 from siltstone.gate.measure import (
@@ -28,7 +29,6 @@ from siltstone.gate.measure import (
     speed_measurement,
 )
 from siltstone.gate.probe_suites import ProbeSuite
-from siltstone.memory.crew import Crew
 from siltstone.memory.restate import cue, second_person
 from siltstone.model.core import Core
 from siltstone.ports import Tokenizer
@@ -142,11 +142,12 @@ def gather_evidence(
     loaded = CoreStore(home).load(candidate)
     cores = {one.digest: Core(one.config, one.tensors) for one in (loaded, champion, origin)}
     store = ReadingStore(home)
-    say("asking the cores")
-    readings = {
-        digest: _reading(digest, core, champion.tokenizer, material, store, crew) for digest, core in cores.items()
-    }
+    readings = {}
+    for number, (digest, core) in enumerate(cores.items(), start=1):
+        say(f"asking the cores, {number} of {len(cores)}")
+        readings[digest] = _reading(digest, core, champion.tokenizer, material, store, crew)
     store.keep_only(cores)
+    say("reading the anchors")
     compared = Cores(cores[loaded.digest], cores[champion.digest], cores[origin.digest])
     measured = measure_candidate(
         compared,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from siltstone.adapters.core_store import LoadedCore
 from siltstone.config import SiltstoneConfig
+from siltstone.crew import Crew
 from siltstone.inference.engine import AnswerEngine, Progress
 from siltstone.inference.rows import Answer
 from siltstone.memory.absorber import Absorber, Absorbers
-from siltstone.memory.crew import Crew
 from siltstone.memory.lessons import LessonPlan
 from siltstone.model.core import Core
 from siltstone.model.deltas import DeltaShape

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,14 +20,10 @@ import torch
 
 from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.adapters.key_file import lineage_key
-from siltstone.adapters.mlflow_registry import MlflowRegistry
 from siltstone.adapters.personal_data import holds_personal_data
-from siltstone.adapters.signing import FolderSigner
 from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
-from siltstone.adapters.sqlite_registry import SqliteRegistry
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
-from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
 from siltstone.evaluation.external_probes import asked_suites
 from siltstone.gate.measure import Material
@@ -35,11 +31,9 @@ from siltstone.gate.policy import load_policy
 from siltstone.gate.probe_suites import ProbeSuite
 from siltstone.gate.verdict import judge
 from siltstone.model.core import Core
-from siltstone.ports import VersionRegistry
-from siltstone.sleep.distil import StepDone
 from siltstone.sleep.filter import Statement
 from siltstone.sleep.held_out import people_needed
-from siltstone.sleep_values import CoreVersion, Lineage, SleepPlan
+from siltstone.sleep_values import CoreVersion, Lineage, NightStage, SleepPlan, StepDone
 from siltstone.versions.lineage import contributors
 from siltstone_services.evidence_json import to_json
 from siltstone_services.judging import gather_evidence, material_of
@@ -56,8 +50,11 @@ from siltstone_services.sleeper import (
     items_of,
     make_plan,
 )
+from siltstone_services.version_records import open_registry
 
 Say = Callable[[str], None]
+At = Callable[[NightStage, int, int], None]
+"""Told where a night is: the stage, its steps that are done, and how many it has (0: they are not counted)."""
 _FOREVER_MS: Final = 1 << 62
 
 
@@ -70,17 +67,6 @@ class NightDone:
     version: CoreVersion
 
 
-@contextmanager
-def open_registry(config: SiltstoneConfig) -> Iterator[VersionRegistry]:
-    """Gives the version registry of a home folder, mirrored to MLflow."""
-    home = config.home_path
-    with (
-        SqliteRegistry(home, FolderSigner(home), SystemClock()) as ledger,
-        MlflowRegistry(home, ledger, config.mlflow) as registry,
-    ):
-        yield registry
-
-
 def make_bed(config: SiltstoneConfig, loaded: LoadedCore) -> Bed:
     """Returns the core that serves, as its users learn on it."""
     core = Core(
@@ -91,14 +77,26 @@ def make_bed(config: SiltstoneConfig, loaded: LoadedCore) -> Bed:
     return Bed(loaded, core, shape, lessons, prepare_ground(loaded, core, shape, lessons, config))
 
 
+def _nobody_watches(stage: NightStage, step: int, num_steps: int) -> None:
+    pass
+
+
 def run_night(
-    config: SiltstoneConfig, seed: int, since_ms: int, say: Say, on_step: Callable[[StepDone], None]
+    config: SiltstoneConfig,
+    seed: int,
+    since_ms: int,
+    say: Say,
+    on_step: Callable[[StepDone], None],
+    at: At = _nobody_watches,
 ) -> NightDone:
-    """Runs a night over a home folder that no server uses. The caller holds the home.
+    """Runs a night over a home folder. A server may use it meanwhile: the night reads what was committed.
+
+    What `say`, `on_step` or `at` raises ends the night there; up to and with `at(RECORD, ...)` nothing is recorded.
 
     Raises: ConfigInvalid and NotFound for a probe file; InvalidInput when there is nothing to sleep over;
     SnapshotMismatch when a user's memory is of another core; Corrupt; Unavailable. Nothing was recorded then.
     """
+    at(NightStage.PLAN, 0, 0)
     home = config.home_path
     # Before anything is done: a night whose questions cannot be asked must not run at all.
     suites, policy = asked_suites(config.gate), load_policy()
@@ -112,25 +110,38 @@ def run_night(
         interactions = interactions_of(plan, journal, config)
         say(f"night {plan.id}: {len(plan.users)} users, {len(interactions)} interactions")
         # 2.
-        night = dream(plan, interactions, store, bed, config, str, holds_personal_data, say)
+        at(NightStage.DREAM, 0, 0)
+        night = dream(
+            plan, interactions, store, bed, config, str, holds_personal_data, say, partial(at, NightStage.DREAM)
+        )
         say(f"{len(night.dreams)} of {night.num_dreamt} dreams teach the core something")
         # 3.
-        expert = distil(items_of(night, bed), bed, config, seed, on_step)
+        num_steps = config.sleep.distil.num_steps
+        at(NightStage.DISTIL, 0, num_steps)
+
+        def on_distilled(done: StepDone) -> None:
+            on_step(done)
+            at(NightStage.DISTIL, done.step + 1, num_steps)
+
+        written = distil(items_of(night, bed), bed, config, seed, on_distilled)
         # 4.
         name = f"night-{plan.id}"
-        digest = cores.add(candidate_of(expert, bed, plan.id), name)
+        digest = cores.add(candidate_of(written, bed, plan.id), name)
         # 5.
+        at(NightStage.MEASURE, 0, 0)
         origin = served.load(origin_of(loaded.digest, registry.list()))
         material = _material(suites, night, bed, config, seed)
         evidence = gather_evidence(
             home, digest, loaded, origin, material, say, config.engine.num_threads, _notes(night, config)
         )
         # 6.
+        at(NightStage.RECORD, 0, 0)
         record_origin(registry, home / "cores" / loaded.digest, importlib.metadata.version("siltstone"))
         version = registry.record(
             home / "cores" / digest, _lineage(plan, night, config, home), to_json(evidence, _told(night))
         )
         # 7. A night that had come so far before is not judged twice.
+        at(NightStage.JUDGE, 0, 0)
         if version.verdict is None:
             version = registry.set_verdict(version.number, judge(evidence, policy))
         return NightDone(plan, night, version)

@@ -16,18 +16,11 @@ import torch
 
 from siltstone.adapters.core_store import LoadedCore
 from siltstone.config import SiltstoneConfig
-from siltstone.errors import (
-    Corrupt,
-    InvalidInput,
-    Overloaded,
-    SiltstoneError,
-    SnapshotMismatch,
-    Unavailable,
-)
+from siltstone.crew import Crew
+from siltstone.errors import Corrupt, InvalidInput, Overloaded, SiltstoneError, SnapshotMismatch, Unavailable
 from siltstone.inference.rows import Answer
 from siltstone.journal.admit import Refusal, admit
 from siltstone.journal.partition import partition_of
-from siltstone.memory.crew import Crew
 from siltstone.memory.shard import Damage, Shard, lag_of, partitions_past
 from siltstone.ports import Clock, Journal, SnapshotStore, TextRecall
 from siltstone.values import (

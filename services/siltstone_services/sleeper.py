@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from siltstone.adapters.core_store import LoadedCore
+from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.adapters.imported_core import ImportedCore
+from siltstone.adapters.training_job import TrainingJob
 from siltstone.config import SiltstoneConfig
 from siltstone.errors import InvalidInput
 from siltstone.evaluation.office_material import load_office
@@ -21,20 +21,21 @@ from siltstone.memory.lessons import LessonPlan
 from siltstone.memory.restate import cue, second_person, sentences
 from siltstone.memory.user_memory import from_blob
 from siltstone.model.core import Core, KeyValues, read_prefix
-from siltstone.model.deltas import DeltaShape
+from siltstone.model.deltas import DeltaShape, Site
 from siltstone.model.lesson import Lesson
 from siltstone.ports import Journal, SnapshotStore
 from siltstone.sleep.consensus import Raised, consensus
-from siltstone.sleep.distil import Expert, Item, Schedule, StepDone, Student, anchor_item, dream_item, train
+from siltstone.sleep.distil import Item, anchor_item, dream_item
 from siltstone.sleep.dreams import Dream, DreamReader
 from siltstone.sleep.expand import merge
 from siltstone.sleep.filter import DropReason, Filtered, Statement, filter_statements
 from siltstone.sleep.held_out import choose_held_out
 from siltstone.sleep.selection import choose, worth
 from siltstone.sleep.words import supporters, who_said, words_in, words_of_tokens
-from siltstone.sleep_values import SleepPlan
+from siltstone.sleep_values import SleepPlan, StepDone
 from siltstone.values import Interaction, JournalRecord, UserKey
 from siltstone_services.learning import Ground, ground_extra
+from siltstone_services.training import train_expert
 
 _READ_RECORDS = 1024
 _ANCHOR_TOKENS = 96
@@ -108,8 +109,11 @@ def dream(
     person_of: Callable[[UserKey], str],
     is_personal: Callable[[str], bool],
     say: Say,
+    on_read: Callable[[int, int], None],
 ) -> DreamtNight:
     """Filters what was said, dreams it again under every memory that may be evidence, and finds what they agree on.
+
+    `on_read` is told how many dreams of how many have been read.
 
     Raises: InvalidInput when nothing is left to sleep over; SnapshotMismatch for a memory of another core; Corrupt.
     """
@@ -157,6 +161,7 @@ def dream(
             settings.consensus,
         )
         worths[index] = worth(raised[index], reading.core_logp_N)
+        on_read(len(raised), len(dreams))
     kept = choose(worths, settings.max_dreams, settings.random_share, plan.seed)
     dropped[DropReason.NOT_LEARNED] += sum(value <= 0 for value in worths)
     if not kept:
@@ -215,25 +220,36 @@ def items_of(night: DreamtNight, bed: Bed) -> list[Item]:
 
 
 def distil(
-    items: Sequence[Item], bed: Bed, config: SiltstoneConfig, seed: int, on_step: Callable[[StepDone], None]
-) -> Expert:
-    """Trains an expert of the core on the items and returns it."""
-    torch.manual_seed(seed)
-    settings = config.sleep.distil
-    expert = Expert(bed.shape, bed.ground.basis, bed.ground.guard).to(bed.core.device)
-    student = Student(bed.core, expert, bed.lessons.prefix_ids, settings)
-    student.prepare(items)
-    for done in train(student, Schedule(items, settings, seed), settings):
-        on_step(done)
-    return expert
+    items: Sequence[Item],
+    bed: Bed,
+    config: SiltstoneConfig,
+    seed: int,
+    on_step: Callable[[StepDone], None],
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> dict[Site, Tensor]:
+    """Trains an expert of the core on the items and returns its written side, site by site.
+
+    Raises: Cancelled; Unavailable; Corrupt.
+    """
+    job = TrainingJob(
+        bed.shape,
+        bed.ground.basis,
+        bed.ground.guard,
+        bed.core.dtype,
+        tuple(bed.lessons.prefix_ids),
+        config.sleep.distil,
+        seed,
+        tuple(items),
+    )
+    core_file = CoreStore(config.home_path).tensors_file(bed.loaded.digest)
+    return train_expert(job, core_file, config, on_step, is_cancelled)
 
 
-def candidate_of(expert: Expert, bed: Bed, sleep_id: str) -> ImportedCore:
+def candidate_of(written: Mapping[Site, Tensor], bed: Bed, sleep_id: str) -> ImportedCore:
     """Returns the core with the expert merged into it, as large as before."""
-    basis = {site: part.cpu() for site, part in expert.basis.items()}
-    write = {site: expert.written(site).detach().cpu() for site in expert.shape.sites}
+    basis = {site: part.cpu() for site, part in bed.ground.basis.items()}
     loaded = bed.loaded
-    tensors = merge(loaded.tensors, bed.shape, basis, write)
+    tensors = merge(loaded.tensors, bed.shape, basis, dict(written))
     return ImportedCore(
         f"sleep:{sleep_id} of {loaded.digest[:12]}",
         loaded.config,

@@ -10,8 +10,8 @@ from typing import Protocol, TypeVar
 
 from siltstone.adapters.core_store import LoadedCore
 from siltstone.config import SiltstoneConfig
+from siltstone.crew import Crew
 from siltstone.errors import Corrupt, InvalidInput, NotFound, SiltstoneError, Unavailable, WrongState
-from siltstone.memory.crew import Crew
 from siltstone.memory.shard import Shard
 from siltstone.ports import SnapshotStore
 from siltstone_services.lanes import Lane, Lanes, open_lane

@@ -139,7 +139,12 @@ class Upkeep:
             # The memory has moved on, or the leading version has: the work was for one that is no more.
             self.notice(before)
             return
-        told = {"accepted": outcome.accepted, "lost_nats": outcome.lost_nats, "num_steps": outcome.num_steps}
+        told = {
+            "accepted": outcome.accepted,
+            "held_nats": outcome.held_nats,
+            "lost_nats": outcome.lost_nats,
+            "num_steps": outcome.num_steps,
+        }
         _log.info("memory rebased", extra=told)
         if not outcome.accepted:
             self._refused[job.owner] = (job.sequence, job.version)

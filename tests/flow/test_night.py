@@ -12,8 +12,7 @@ from tiny_home import ADA, BEN, CLEO, DORA, add_tiny_core, open_host, said, teac
 from siltstone.adapters.core_store import CoreStore
 from siltstone.adapters.key_file import lineage_key
 from siltstone.errors import InvalidInput, SnapshotMismatch
-from siltstone.sleep.distil import StepDone
-from siltstone.sleep_values import Champion, VersionState
+from siltstone.sleep_values import Champion, StepDone, VersionState
 from siltstone.values import Consent, UserKey
 from siltstone.versions.lineage import hash_user
 from siltstone_services.night import NightDone, open_registry, run_night

@@ -10,10 +10,10 @@ from tiny import TINY_CORE, World, absorb, interaction, random_tensors, world
 from siltstone.model.core import Core
 from siltstone.model.deltas import DeltaShape
 from siltstone.model.lesson import Lesson
-from siltstone.sleep.rebase import Rebased, RebaseConfig, rebase
+from siltstone.sleep.rebase import RebaseConfig, Rebased, rebase
 
 SAID = ("I was born in Lisbon.", "My dog is Ferro.", "I keep bees.", "I live in Oslo.", "My car is red.", "I sail.")
-EAGER = RebaseConfig(good_enough_nats=0.0, max_loss_nats=10.0, num_steps=40, rate=5e-3)
+EAGER = RebaseConfig(good_enough_share=0.0, max_lost_share=10.0, num_steps=40, rate=5e-3)
 
 
 def other_core(size: float, first_layer: int) -> Core:
@@ -68,7 +68,7 @@ def test_on_the_same_core_the_levels_stay_as_they_are() -> None:
 
 def test_fitting_brings_back_part_of_what_another_core_loses() -> None:
     new = other_core(0.6, shape().first_layer)
-    as_they_are = carry(new, RebaseConfig(good_enough_nats=10.0, max_loss_nats=10.0))
+    as_they_are = carry(new, RebaseConfig(good_enough_share=10.0, max_lost_share=10.0))
     fitted = carry(new, EAGER)
     assert as_they_are.lost_nats is not None
     assert fitted.lost_nats is not None
@@ -82,7 +82,8 @@ def test_a_loss_over_the_limit_is_refused() -> None:
     done = carry(new, RebaseConfig(num_steps=2))
     assert not done.accepted
     assert done.lost_nats is not None
-    assert done.lost_nats > RebaseConfig().max_loss_nats
+    assert done.held_nats is not None
+    assert done.lost_nats > RebaseConfig().max_lost_share * done.held_nats > 0
 
 
 def test_who_has_said_nothing_is_taken_over() -> None:

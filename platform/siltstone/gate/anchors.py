@@ -14,8 +14,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from siltstone.crew import Crew
 from siltstone.errors import InvalidInput
-from siltstone.gate.scoring import ALONE, Crew, logit_spans
+from siltstone.gate.scoring import ALONE, logit_spans
 from siltstone.model.core import Core, attention, causal_mask
 from siltstone.model.rows import pad
 from siltstone.ports import Tokenizer

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from siltstone.crew import Crew
 from siltstone.errors import InvalidInput
 from siltstone.gate.anchors import Passage, measure_anchors
 from siltstone.gate.probe_suites import ProbeSuite
-from siltstone.gate.scoring import ALONE, Asked, Crew, score_answers
+from siltstone.gate.scoring import ALONE, Asked, score_answers
 from siltstone.model.core import Core
 from siltstone.ports import Tokenizer
 from siltstone.sleep_values import Measurement

@@ -9,19 +9,18 @@ Shapes: B rows, P tokens of the shared opening, T tokens of a row behind it, D m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from siltstone.crew import Crew
 from siltstone.errors import InvalidInput
 from siltstone.model.core import Core, KeyValues, attention, read_prefix
 from siltstone.model.rows import pad
-
-T = TypeVar("T")
 
 _MAX_TOKENS: Final = 1024
 """Tokens of one pass, filling included: few enough that several threads find work."""
@@ -31,22 +30,7 @@ _MAX_LOGITS: Final = 512
 """Tokens whose logits are there at once: a vocabulary is wide."""
 
 
-class Crew(Protocol):
-    """What makes independent calls, side by side where there are threads for it."""
-
-    def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """Returns what every call returns, in order."""
-
-
-class OneAfterTheOther:
-    """A crew of one."""
-
-    def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """See `Crew`."""
-        return [call() for call in calls]
-
-
-ALONE: Final = OneAfterTheOther()
+ALONE: Final = Crew()
 
 
 @dataclass(frozen=True, slots=True)

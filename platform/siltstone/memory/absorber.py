@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from siltstone.memory.crew import Crew
+from siltstone.crew import Crew
 from siltstone.memory.learner import Learner
 from siltstone.memory.lessons import LessonPlan
 from siltstone.memory.reservoir import ReservoirLimits

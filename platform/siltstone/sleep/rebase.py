@@ -30,10 +30,12 @@ class RebaseConfig:
     """Statements of the user that are read, at most; of more, some at random."""
     held_out_share: float = 0.25
     """Share of them that only judges: the levels are never fitted to these."""
-    good_enough_nats: float = 0.01
-    """Loss on the held-out, nats a token, below which the levels are taken over as they are."""
-    max_loss_nats: float = 0.05
-    """Most that the user's own held-out text may lose, nats a token; else the user stays with the old core."""
+    good_enough_share: float = 0.02
+    """Share of what the levels hold of the held-out statements, below whose loss they are taken over as they are."""
+    max_lost_share: float = 0.05
+    """Most of it that may be lost; else the user stays with the old core."""
+    least_held_nats: float = 0.2
+    """What levels that hold less are taken to hold, nats a token: of next to nothing, no share can be asked for."""
     num_steps: int = 12
     """Steps of distillation where the levels are not good enough as they are."""
     batch: int = 8
@@ -46,20 +48,25 @@ class RebaseConfig:
             raise ConfigInvalid(
                 "sleep.rebase", "max_lessons, num_steps, batch: expected at least 1; held_out_share: between 0 and 1"
             )
-        if not 0 <= self.good_enough_nats <= self.max_loss_nats or not self.rate > 0:
-            raise ConfigInvalid("sleep.rebase", "expected 0 <= good_enough_nats <= max_loss_nats and rate > 0")
+        if not 0 <= self.good_enough_share <= self.max_lost_share or not min(self.rate, self.least_held_nats) > 0:
+            raise ConfigInvalid(
+                "sleep.rebase",
+                "expected 0 <= good_enough_share <= max_lost_share, rate and least_held_nats above 0",
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Rebased:
     """What came of it. `correction` [N] is to be added to the user's coefficients on the new core.
 
-    `lost_nats` is how much likelier the old core, with the user's levels, finds the held-out text, per token; None
-    when the user has said nothing to judge by, and the levels are taken over as they are.
+    `held_nats` is how much likelier the user's levels make the held-out statements on the old core, per token, and
+    `lost_nats` how much of it is gone on the new one; None when the user has said nothing to judge by, and the levels
+    are taken over as they are.
     """
 
     accepted: bool
     correction: Tensor
+    held_nats: float | None
     lost_nats: float | None
     num_steps: int
 
@@ -79,7 +86,8 @@ def rebase(
     """Fits a user's levels to another core of the same family. Yields None after every small step, the outcome at last.
 
         delta' = delta + argmin_c E_x KL( old + delta || new + delta + c )(x),  over the learned tokens of x
-    accepted where the user's held-out text is no more than `max_loss_nats` a token less likely than before.
+        held = nats(old)(x) - nats(old + delta)(x);  lost = nats(new + delta')(x) - nats(old + delta)(x)
+    accepted where of the user's held-out statements no more than `max_lost_share` of `held` is lost.
     Source: reference algorithms, section 10.4. Differs: the levels are tried unchanged first, which mostly is enough,
     since both cores read through one basis and differ by what a gate found small; the correction starts at zero and
     takes few steps, in place of a weight on its size; it is written through the guard, as everything is.
@@ -87,7 +95,7 @@ def rebase(
     lessons = [lesson for lesson in lessons if any(weight > 0 for weight in lesson.weights[1:])]
     nothing = torch.zeros(shape.num_coefficients)
     if not lessons:
-        yield Rebased(True, nothing, None, 0)
+        yield Rebased(True, nothing, None, None, 0)
         return
     chance = random.Random(f"{seed}/rebase")
     chosen = chance.sample(lessons, min(config.max_lessons, len(lessons)))
@@ -97,10 +105,13 @@ def rebase(
     teacher, student = _Reader(old, shape, basis, prefix_ids), _Reader(new, shape, basis, prefix_ids)
     before = teacher.nats(held_out, own)
     yield None
+    held = teacher.nats(held_out, {site: torch.zeros_like(part) for site, part in own.items()}) - before
+    yield None
     lost = student.nats(held_out, own) - before
     yield None
-    if lost <= config.good_enough_nats or not seen:
-        yield Rebased(lost <= config.max_loss_nats, nothing, lost, 0)
+    of_it = max(held, config.least_held_nats)
+    if lost <= config.good_enough_share * of_it or not seen:
+        yield Rebased(lost <= config.max_lost_share * of_it, nothing, held, lost, 0)
         return
     expert = Expert(shape, basis, guard).to(new.device)
     optimiser = torch.optim.AdamW(expert.parameters(), lr=config.rate, betas=(0.9, 0.95), weight_decay=0.0)
@@ -120,7 +131,7 @@ def rebase(
         written = torch.cat([expert.written(site).reshape(-1) for site in shape.sites]).cpu()
     # A fit that helps nothing is not worth a change.
     lost, correction = (after, written) if after < lost else (lost, nothing)
-    yield Rebased(lost <= config.max_loss_nats, correction, lost, config.num_steps)
+    yield Rebased(lost <= config.max_lost_share * of_it, correction, held, lost, config.num_steps)
 
 
 def _sum(own: dict[Site, Tensor], expert: Expert) -> dict[Site, Tensor]:

@@ -9,6 +9,7 @@ from siltstone.sleep.consensus import ConsensusConfig
 from siltstone.sleep.distil import DistilConfig
 from siltstone.sleep.filter import FilterConfig
 from siltstone.sleep.rebase import RebaseConfig
+from siltstone.sleep.train_config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,9 @@ class SleepConfig:
     consensus: ConsensusConfig = field(default_factory=ConsensusConfig)
     """How many people, and how sure of it, it takes to teach the core something."""
     distil: DistilConfig = field(default_factory=DistilConfig)
-    """How the student is trained."""
+    """What the student is trained on, and how far."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """What trains it."""
     rebase: RebaseConfig = field(default_factory=RebaseConfig)
     """How a user's levels are carried from one core to another."""
     held_out_share: float = 0.15

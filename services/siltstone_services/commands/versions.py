@@ -1,0 +1,111 @@
+"""Shows, explains and moves versions of the core."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from siltstone.errors import NotFound
+from siltstone.evaluation.figures import format_value
+from siltstone.sleep_values import Champion, MeasurementSummary
+from siltstone_services.cli.options import Reach
+from siltstone_services.commands.operator import Desk, ask_desk
+from siltstone_services.commands.screen import out, table
+
+
+def show_all(reach: Reach) -> None:
+    """Prints the versions."""
+    versions, champion = ask_desk(reach, lambda desk: desk.versions.list())
+    if not versions:
+        out().print("no versions yet; `siltstone sleep run` makes one", soft_wrap=True)
+        return
+    shown = table("", "#number", "digest", "state", "#people", "parent", "made")
+    for one in versions:
+        shown.add_row(
+            "*" if champion is not None and champion.number == one.number else "",
+            str(one.number),
+            one.digest[:12],
+            one.state.value,
+            str(one.num_people),
+            one.parent[:12],
+            datetime.fromtimestamp(one.created_at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M"),
+        )
+    out().print(shown)
+
+
+def show(reach: Reach, number: int) -> None:
+    """Prints one version."""
+    report = ask_desk(reach, lambda desk: desk.versions.get(number))
+    card = report.card
+    facts = table("", "")
+    facts.show_header = False
+    for name, value in (
+        ("version", f"{card.number}, {card.state.value}"),
+        ("core", card.digest),
+        ("parent", card.parent),
+        ("night", card.sleep_id),
+        ("people", str(card.num_people)),
+        ("interactions", str(card.num_interactions)),
+        ("seeds", ", ".join(f"{name} {seed}" for name, seed in sorted(card.seeds.items()))),
+        ("code", card.code_revision),
+        ("evidence", card.evidence_digest),
+    ):
+        facts.add_row(name, value)
+    out().print(facts)
+    if report.measurements:
+        _print_measurements(report.measurements)
+    explain(reach, number)
+
+
+def explain(reach: Reach, number: int) -> None:
+    """Prints the verdict on a version."""
+    lines = ask_desk(reach, lambda desk: desk.versions.explain(number))
+    out().print("\n".join(lines) or "the gate has not judged it", soft_wrap=True, markup=False)
+
+
+def print_verdict(reach: Reach, number: int) -> None:
+    """Prints the verdict on a version, and where the version stands."""
+    explain(reach, number)
+    report = ask_desk(reach, lambda desk: desk.versions.get(number))
+    out().print(f"version {number}: {report.card.state.value}", soft_wrap=True)
+
+
+def promote(reach: Reach, number: int, expected_epoch: int | None) -> None:
+    """Makes a version the champion."""
+
+    async def move(desk: Desk) -> Champion:
+        _, champion = await desk.versions.list()
+        seen = champion.epoch if champion else 0
+        return await desk.versions.promote(number, seen if expected_epoch is None else expected_epoch)
+
+    _tell(ask_desk(reach, move))
+
+
+def rollback(reach: Reach, expected_epoch: int | None) -> None:
+    """Makes the former champion champion again."""
+
+    async def move(desk: Desk) -> Champion:
+        _, champion = await desk.versions.list()
+        if champion is None:
+            raise NotFound("champion", "none has been promoted")
+        return await desk.versions.roll_back(champion.epoch if expected_epoch is None else expected_epoch)
+
+    _tell(ask_desk(reach, move))
+
+
+def _print_measurements(measurements: Sequence[MeasurementSummary]) -> None:
+    shown = table("measured", "#items", "#candidate", "#champion", "#first core", "unit", "better is")
+    for one in measurements:
+        means = ("" if mean is None else format_value(mean) for mean in (one.candidate, one.champion, one.origin))
+        better = "more" if one.higher_is_better else "less"
+        shown.add_row(one.name, f"{one.num_items:,}", *means, one.unit, better)
+    out().print(shown)
+
+
+def _tell(champion: Champion) -> None:
+    out().print(f"champion: version {champion.number} ({champion.digest[:12]}), epoch {champion.epoch}", soft_wrap=True)
+    out().print(
+        "memories learned on another core are not moved to it yet: serve it with `core = "
+        f'"{champion.digest[:12]}"` to newcomers only',
+        soft_wrap=True,
+    )
