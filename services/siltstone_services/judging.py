@@ -29,12 +29,14 @@ from siltstone.gate.measure import (
     speed_measurement,
 )
 from siltstone.gate.probe_suites import ProbeSuite
+from siltstone.inference.engine import EngineConfig
 from siltstone.memory.restate import cue, second_person
 from siltstone.model.core import Core
 from siltstone.ports import Tokenizer
 from siltstone.sleep.filter import Statement
 from siltstone.sleep.words import COMMON_WORDS, who_said, words_in
 from siltstone.sleep_values import Evidence, Measurement
+from siltstone_services.precision import dtype_for
 from siltstone_services.trial import try_core
 
 MAX_QUESTIONS: Final = 60
@@ -130,17 +132,19 @@ def gather_evidence(
     origin: LoadedCore,
     material: Material,
     say: Say,
-    num_threads: int = 0,
+    engine: EngineConfig,
     notes: Mapping[str, str] = MappingProxyType({}),
 ) -> Evidence:
     """Measures a stored candidate against the core that serves and the first one, once.
 
-    What a core has said to a suite is kept in the home, and not asked again: most nights only the candidate is new.
+    They are read in the numbers in which they serve. What a core has said to a suite is kept in the home, and not
+    asked again: most nights only the candidate is new.
     Raises: Corrupt and NotFound for a core; InvalidInput when they cannot be compared; Unavailable.
     """
-    crew = Crew(num_threads or os.cpu_count() or 1)
+    crew = Crew(engine.num_threads or os.cpu_count() or 1)
+    dtype = dtype_for(engine.dtype, "cpu")
     loaded = CoreStore(home).load(candidate)
-    cores = {one.digest: Core(one.config, one.tensors) for one in (loaded, champion, origin)}
+    cores = {one.digest: Core(one.config, one.tensors, "cpu", dtype) for one in (loaded, champion, origin)}
     store = ReadingStore(home)
     readings = {}
     for number, (digest, core) in enumerate(cores.items(), start=1):

@@ -131,9 +131,7 @@ def run_night(
         at(NightStage.MEASURE, 0, 0)
         origin = served.load(origin_of(loaded.digest, registry.list()))
         material = _material(suites, night, bed, config, seed)
-        evidence = gather_evidence(
-            home, digest, loaded, origin, material, say, config.engine.num_threads, _notes(night, config)
-        )
+        evidence = gather_evidence(home, digest, loaded, origin, material, say, config.engine, _notes(night, config))
         # 6.
         at(NightStage.RECORD, 0, 0)
         record_origin(registry, home / "cores" / loaded.digest, importlib.metadata.version("siltstone"))
