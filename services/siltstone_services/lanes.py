@@ -20,9 +20,9 @@ from siltstone_services.precision import dtype_for
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """One version, ready to answer and to learn. `digest` names its core, `version` that and its read basis."""
+    """One version, ready to answer and to learn. `version` names its core and its read basis."""
 
-    digest: str
+    loaded: LoadedCore
     version: str
     core: Core
     shape: DeltaShape
@@ -30,6 +30,11 @@ class Lane:
     ground: Ground
     absorber: Absorber
     engine: AnswerEngine
+
+    @property
+    def digest(self) -> str:
+        """The digest of its core."""
+        return self.loaded.digest
 
 
 def open_lane(loaded: LoadedCore, config: SiltstoneConfig, crew: Crew) -> Lane:
@@ -46,7 +51,7 @@ def open_lane(loaded: LoadedCore, config: SiltstoneConfig, crew: Crew) -> Lane:
     answers = AnswerEngine(
         core, shape, ground.basis, plan.prefix_ids, absorber.prefix, loaded.tokenizer.stop_ids, engine
     )
-    return Lane(loaded.digest, ground.version, core, shape, plan, ground, absorber, answers)
+    return Lane(loaded, ground.version, core, shape, plan, ground, absorber, answers)
 
 
 class Lanes:

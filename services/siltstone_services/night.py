@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,11 +28,14 @@ from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.config import SiltstoneConfig
+from siltstone.evaluation.external_probes import asked_suites
 from siltstone.faults import fault_point
 from siltstone.gate.measure import Material
+from siltstone.gate.probe_suites import ProbeSuite
 from siltstone.gate.verdict import judge
 from siltstone.model.core import Core
 from siltstone.sleep.filter import Statement
+from siltstone.sleep.held_out import people_needed
 from siltstone.sleep_values import CoreVersion, Lineage, NightStage, SleepPlan, StepDone
 from siltstone.versions.keeping import origin_of
 from siltstone.versions.lineage import contributors
@@ -99,12 +102,14 @@ def run_night(
     A night `before` over the same plan lends its dreams, so that another way of learning them can be tried.
     What `say`, `on_step` or `at` raises ends the night there; up to and with `at(RECORD, ...)` nothing is recorded.
 
-    Raises: InvalidInput when there is nothing to sleep over; ConfigInvalid when the identities cannot be read; NotFound
-    without a core; Corrupt; Unavailable. Nothing serves that did not before, and the night can be run again.
+    Raises: InvalidInput when there is nothing to sleep over; ConfigInvalid and NotFound for a probe file; ConfigInvalid
+    when the identities cannot be read; NotFound without a core; Corrupt; Unavailable. Nothing serves that did not
+    before, and the night can be run again.
     """
     at(NightStage.PLAN, 0, 0)
     home, exam = config.home_path, exam or shipped_exam()
-    people = identities_of(config)
+    # Before anything is done: a night whose questions cannot be asked must not run at all.
+    suites, people = asked_suites(config.gate), identities_of(config)
     cores, served = CoreStore(home), ServedCores(config)
     loaded = served.load(served.digest())
     bed = make_bed(config, loaded)
@@ -143,7 +148,8 @@ def run_night(
         # 5.
         at(NightStage.MEASURE, 0, 0)
         origin = served.load(origin_of(registry.list(), loaded.digest))
-        evidence = exam.measure(home, digest, loaded, origin, _material(night, bed, config, seed), say)
+        material = _material(suites, night, bed, config, seed)
+        evidence = exam.measure(home, digest, loaded, origin, material, say, config.engine, _notes(night, config))
         fault_point("night.measured")
         # 6.
         at(NightStage.RECORD, 0, 0)
@@ -170,13 +176,27 @@ def identities_of(config: SiltstoneConfig) -> Identities:
     return read_identities(config.home_path / Path(told).expanduser()) if told else Identities()
 
 
-def _material(night: DreamtNight, bed: Bed, config: SiltstoneConfig, seed: int) -> Material:
+def _material(
+    suites: Sequence[ProbeSuite], night: DreamtNight, bed: Bed, config: SiltstoneConfig, seed: int
+) -> Material:
     seen: list[Statement] = []
     held_out: list[Statement] = []
     for one in night.filtered.statements:
         (held_out if one.person in night.left_out else seen).append(one)
     tokenizer, size = bed.loaded.tokenizer, bed.loaded.config.vocab_size
-    return material_of(seen, held_out, tokenizer, size, config.sleep.consensus.k_min, seed)
+    return material_of(suites, seen, held_out, tokenizer, size, config.sleep.consensus.k_min, seed)
+
+
+def _notes(night: DreamtNight, config: SiltstoneConfig) -> dict[str, str]:
+    """Says what a reader of the verdict should know about how the evidence came about."""
+    num_people = len({one.person for one in night.filtered.statements})
+    wanted = config.sleep.min_held_out
+    if len(night.left_out) >= wanted:
+        return {}
+    needed = people_needed(wanted)
+    return {
+        "benefit": f"{len(night.left_out)} of {num_people} people took no part; it takes {needed} to hold out {wanted}"
+    }
 
 
 def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, people: Identities) -> Lineage:

@@ -33,6 +33,7 @@ from siltstone.sleep.distil import Item, anchor_item, dream_item
 from siltstone.sleep.dreams import Dream, DreamReader
 from siltstone.sleep.expand import merge
 from siltstone.sleep.filter import DropReason, Filtered, Statement, filter_statements
+from siltstone.sleep.held_out import choose_held_out
 from siltstone.sleep.importance import importances
 from siltstone.sleep.sampled import cues_of
 from siltstone.sleep.selection import choose, worth
@@ -147,7 +148,13 @@ def dream(
         interactions, plan.since_ms, plan.until_ms, person_of, sentences, is_personal, settings.filter
     )
     say(f"{len(filtered.statements)} statements of {len({one.person for one in filtered.statements})} people")
-    left_out = _held_out_people(filtered.statements, settings.held_out_share, plan.seed)
+    left_out = choose_held_out(
+        filtered.statements,
+        settings.held_out_share,
+        settings.min_held_out,
+        settings.consensus.k_min,
+        plan.seed,
+    )
     seen = [one for one in filtered.statements if one.person not in left_out]
     said = who_said((one.person, one.text) for one in seen)
     dropped = Counter(filtered.dropped)
@@ -269,12 +276,6 @@ def _lessons(
             chance = random.Random(seed)
             for other in chance.sample(others, min(config.sleep.num_foreign_cues, len(others))):
                 yield one, bed.lessons.as_answered(cue(other.text, seed), second_person(one.text))
-
-
-def _held_out_people(statements: Sequence[Statement], share: float, seed: int) -> frozenset[str]:
-    """Returns the people who take no part in a night: a share of them, chosen by the seed."""
-    people = sorted({one.person for one in statements})
-    return frozenset(random.Random(f"{seed}/held out").sample(people, int(share * len(people))))
 
 
 def items_of(night: DreamtNight, bed: Bed) -> list[Item]:

@@ -26,7 +26,9 @@ from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
 from siltstone.errors import InvalidInput
+from siltstone.evaluation.external_probes import asked_suites
 from siltstone.gate.measure import HeldOutQuestion, Material
+from siltstone.gate.probe_suites import ProbeSuite
 from siltstone.gate.verdict import judge
 from siltstone.memory.restate import cue, sentences
 from siltstone.model.core import Core, read_prefix
@@ -142,6 +144,7 @@ def run_task(
     Nothing was recorded then.
     """
     home, exam = config.home_path, exam or shipped_exam()
+    suites = asked_suites(config.gate)
     cores, served = CoreStore(home), ServedCores(config)
     loaded = served.load(served.digest())
     bed = make_bed(config, loaded)
@@ -176,7 +179,8 @@ def run_task(
     # 5.
     with open_registry(config) as registry:
         origin = served.load(origin_of(registry.list(), loaded.digest))
-        evidence = exam.measure(home, digest, loaded, origin, _material(task, bed, config, seed), say)
+        material = _material(suites, task, bed, config, seed)
+        evidence = exam.measure(home, digest, loaded, origin, material, say, config.engine, {})
         lineage = _lineage(task, sleep_id, loaded.digest, config, seed)
         record_origin(registry, home / "cores" / loaded.digest, lineage.code_revision)
         version = registry.record(home / "cores" / digest, lineage, to_json(evidence, _told(rounds, before, after)))
@@ -252,7 +256,7 @@ def _score_core(core: Core, bed: Bed, questions: Sequence[Question]) -> Score:
     return Examiner(tuner, bed, questions).score(None)
 
 
-def _material(task: Task, bed: Bed, config: SiltstoneConfig, seed: int) -> Material:
+def _material(suites: Sequence[ProbeSuite], task: Task, bed: Bed, config: SiltstoneConfig, seed: int) -> Material:
     """Returns what the candidate is asked: the questions held out, and users' secrets, which it cannot know."""
     with SqliteFile(config.home_path / "siltstone.db", config.store) as file:
         journal = SqliteJournal(file)
@@ -263,7 +267,7 @@ def _material(task: Task, bed: Bed, config: SiltstoneConfig, seed: int) -> Mater
         interactions, 0, _FOREVER_MS, person_of, sentences, holds_personal_data, config.sleep.filter
     )
     tokenizer, size = bed.loaded.tokenizer, bed.loaded.config.vocab_size
-    shared = material_of(filtered.statements, (), tokenizer, size, config.sleep.consensus.k_min, seed)
+    shared = material_of(suites, filtered.statements, (), tokenizer, size, config.sleep.consensus.k_min, seed)
     questions = tuple(
         HeldOutQuestion(f"task-{number}", f"question {number}", one.question, one.stem, one.answer, one.wrong)
         for number, one in enumerate(task.held_out)

@@ -20,7 +20,7 @@ from siltstone.errors import Corrupt, InvalidInput, NotFound, Unavailable
 from siltstone.gate.policy import load_policy
 from siltstone.gate.verdict import explain
 from siltstone.ports import VersionRegistry
-from siltstone.sleep_values import Champion, CoreVersion, MeasurementSummary, VersionCard, VersionReport
+from siltstone.sleep_values import Champion, CoreVersion, Lineage, MeasurementSummary, VersionCard, VersionReport
 
 PAGE_SIZE: Final = 100
 MAX_PAGE_SIZE: Final = 1000
@@ -33,6 +33,14 @@ class VersionPage:
     versions: tuple[VersionCard, ...]
     next_page_token: str
     champion: Champion | None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionComparison:
+    """Two versions side by side. `origins` holds what differs in where they come from: (what, of one, of the other)."""
+
+    reports: tuple[VersionReport, VersionReport]
+    origins: tuple[tuple[str, str, str], ...]
 
 
 @contextmanager
@@ -83,6 +91,18 @@ class VersionRecords:
         """
         version = self._show(number)
         return () if version.verdict is None else tuple(explain(version.verdict, load_policy()))
+
+    def compare(self, number: int, other: int) -> VersionComparison:
+        """Returns two versions side by side.
+
+        Raises: NotFound; Corrupt; Unavailable.
+        """
+        lineages = [_origins(self._show(one).lineage) for one in (number, other)]
+        names = dict.fromkeys(name for one in lineages for name in one)
+        told = ((name, *(one.get(name, "") for one in lineages)) for name in names)
+        return VersionComparison(
+            (self.get(number), self.get(other)), tuple((name, one, two) for name, one, two in told if one != two)
+        )
 
     def champion(self) -> Champion:
         """Returns which version serves.
@@ -145,6 +165,22 @@ def card_of(version: CoreVersion) -> VersionCard:
         first_served_epoch=version.first_served_epoch,
         seal=version.seal,
     )
+
+
+def _origins(lineage: Lineage) -> dict[str, str]:
+    """Returns where a version comes from, in words. People are told apart by their hashes, which say nothing else."""
+    people = hashlib.sha256(repr([one.user_hash for one in lineage.contributors]).encode()).hexdigest()
+    num_interactions = sum(one.num_interactions for one in lineage.contributors)
+    return {
+        "parent": lineage.parent,
+        "night": lineage.sleep_id,
+        "people": f"{len(lineage.contributors)} (set {people[:8]})",
+        "interactions": str(num_interactions),
+        "journal": ", ".join(f"{partition}: {end}" for partition, end in sorted(lineage.positions.items())),
+        **{f"seed {name}": str(seed) for name, seed in sorted(lineage.seeds.items())},
+        **{f"config {name}": value for name, value in sorted(lineage.config.items())},
+        "code": lineage.code_revision,
+    }
 
 
 def _open_ledger(config: SiltstoneConfig) -> SqliteRegistry:

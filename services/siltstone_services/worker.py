@@ -135,11 +135,13 @@ class Worker:
 
     def _idle_s(self) -> float | None:
         """How long there is nothing to do but to wait for a command; None when until one comes."""
-        if self._lanes.num_running or self._upkeep.has_work:
+        if self._lanes.num_running:
             return 0.0
+        upkeep_s = self._upkeep.wait_s()
         if not self._wants_to_absorb:
-            return None
-        return max(0.0, self._absorb_at_s - time.monotonic())
+            return upkeep_s
+        absorb_s = max(0.0, self._absorb_at_s - time.monotonic())
+        return absorb_s if upkeep_s is None else min(absorb_s, upkeep_s)
 
     def _take_commands(self, wait_s: float | None) -> None:
         """Runs what commands there are; where there is none, waits so long for one."""
@@ -158,10 +160,11 @@ class Worker:
         can_absorb = self._wants_to_absorb and time.monotonic() >= self._absorb_at_s
         has_turn = self._answers_in_a_row >= self._config.answers_before_absorb
         is_free = not self._lanes.num_running and not can_absorb
-        if self._upkeep.has_work and (is_free or self._steps_in_a_row >= _STEPS_BEFORE_UPKEEP):
+        if self._upkeep.wait_s() == 0 and (is_free or self._steps_in_a_row >= _STEPS_BEFORE_UPKEEP):
             self._steps_in_a_row = 0
             self._upkeep.step(self._round.taken.work.keys() if self._round is not None else ())
             return
+        self._upkeep.put_off()
         self._steps_in_a_row += 1
         if self._lanes.num_running and not (can_absorb and has_turn):
             self._answers_in_a_row += 1

@@ -83,7 +83,8 @@ def group_of_one(device: str) -> Iterator[None]:
     store = dist.HashStore()  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
-        yield
+        with quiet():
+            yield
     finally:
         if deepspeed.comm.comm.cdb is None:
             dist.destroy_process_group()
@@ -111,7 +112,7 @@ def run_rank(
     ) -> DeepSpeedStepper:
         return DeepSpeedStepper(student, schedule, job, found, config, seat)
 
-    with _quiet():
+    with quiet():
         return run_job(job, config, device, seat, Crew(), open_stepper, on_step, is_cancelled)
 
 
@@ -264,8 +265,8 @@ def _use_no_compiler() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps torch from telling us which of its names that DeepSpeed uses are to go."""
+def quiet() -> Iterator[None]:
+    """Keeps libraries from telling us which names that they use of each other, or of themselves, are to go."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -15,10 +16,9 @@ from typing import Any, Final
 import ray
 import ray.train
 import ray.train.torch
-from ray.exceptions import RayError
 
-from siltstone.adapters.deepspeed_trainer import Group, run_rank
-from siltstone.adapters.training_job import ask_to_stop, find_expert, forget_to_stop, read_job
+from siltstone.adapters.deepspeed_trainer import Group, quiet, run_rank
+from siltstone.adapters.training_job import ask_to_stop, find_expert, forget_to_stop, is_to_stop, read_job
 from siltstone.errors import Cancelled, Unavailable
 from siltstone.sleep.train_config import TrainConfig
 from siltstone.sleep_values import StepDone
@@ -41,11 +41,15 @@ class RayTrainer:
     ) -> Path:
         """See `ports.CoreTrainer.train`."""
         described, _ = read_job(job)
+        if (done_before := find_expert(job)) is not None:
+            for done in done_before[1]:
+                on_step(done)
+            return done_before[0]
         forget_to_stop(job)
         (job / _PROGRESS).unlink(missing_ok=True)
         progress = _Progress(job / _PROGRESS, on_step)
         failed: list[Exception] = []
-        with _cluster(self._config), tempfile.TemporaryDirectory(prefix="siltstone-train-") as notes:
+        with quiet(), _cluster(self._config), tempfile.TemporaryDirectory(prefix="siltstone-train-") as notes:
             running = threading.Thread(target=self._fit, args=(job, notes, failed), daemon=True)
             running.start()
             while running.is_alive():
@@ -55,10 +59,12 @@ class RayTrainer:
                     ask_to_stop(job)
         progress.tell()
         if failed:
-            raise Unavailable("the training workers", str(failed[0]).strip().splitlines()[-1][:300]) from failed[0]
-        if (found := find_expert(job)) is None:
+            raise Unavailable("the training workers", _last_line(failed[0])) from failed[0]
+        if (found := find_expert(job)) is not None:
+            return found[0]
+        if is_to_stop(job):
             raise Cancelled("training", progress.num_told, described.distil.num_steps)
-        return found[0]
+        raise Unavailable("the training workers", "they ended without a result")
 
     def _fit(self, job: Path, notes: str, failed: list[Exception]) -> None:
         config = self._config
@@ -75,8 +81,13 @@ class RayTrainer:
         )
         try:
             trainer.fit()
-        except (RayError, RuntimeError, OSError) as error:
+        except Exception as error:
+            # Whatever it is, it is for the thread that waits for this one.
             failed.append(error)
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
 
 
 def _work(told: dict[str, Any]) -> None:
@@ -122,9 +133,15 @@ def _cluster(config: TrainConfig) -> Iterator[None]:
         return
     if config.ray_address == "local":
         # A worker is a thread of work, whatever the machine; the trainer's own actor needs no core.
-        ray.init(address="local", num_cpus=config.num_workers + 1, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            address="local",
+            num_cpus=config.num_workers + 1,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
     else:
-        ray.init(address=config.ray_address, log_to_driver=False)
+        ray.init(address=config.ray_address, log_to_driver=False, logging_level=logging.WARNING)
     try:
         yield
     finally:

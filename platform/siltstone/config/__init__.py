@@ -15,6 +15,7 @@ from siltstone.adapters.sqlite_file import SqliteConfig
 from siltstone.config.reading import put, read_config
 from siltstone.config.schema import describe_schema
 from siltstone.errors import ConfigInvalid
+from siltstone.gate.settings import GateConfig
 from siltstone.inference.engine import EngineConfig
 from siltstone.journal.admit import AdmissionLimits
 from siltstone.memory.lessons import LessonConfig
@@ -148,6 +149,8 @@ class SiltstoneConfig:
     """How a user's own lines are searched."""
     sleep: SleepConfig = field(default_factory=SleepConfig)
     """How a shared sleep is done."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """What a candidate is asked besides the shipped suites."""
     night: NightConfig = field(default_factory=NightConfig)
     """How nights run beside a server, and what is kept of them."""
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)

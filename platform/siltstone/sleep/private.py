@@ -63,6 +63,8 @@ class PrivateSleepConfig:
     """Most KL(core || student) on held-out anchors, nats a token."""
     max_recall_loss_nats: float = 1.0
     """Most that held-out statements may become less likely than under the teacher, nats a token."""
+    quiet_s: float = 900.0
+    """Seconds without any answer and anything to learn after which a server lets due memories sleep."""
 
     def __post_init__(self) -> None:
         if min(self.num_steps, self.num_anchors, self.num_dreams) < 0 or min(self.num_texts, self.own_every_steps) < 1:
@@ -72,6 +74,8 @@ class PrivateSleepConfig:
             )
         if self.max_statements < 2 or self.max_dream_tokens < 1:
             raise ConfigInvalid("sleep.private", "expected max_statements of at least 2, max_dream_tokens of 1")
+        if not self.quiet_s >= 0:
+            raise ConfigInvalid("sleep.private", f"quiet_s: expected 0 or more, found {self.quiet_s}")
         shares = self.copied_share, self.kept_share, self.own_share, self.held_out_share
         if not all(0 <= share <= 1 for share in shares) or not (self.rate > 0 and self.anchor_weight >= 0):
             raise ConfigInvalid("sleep.private", "expected shares of 0 to 1, rate > 0 and anchor_weight >= 0")

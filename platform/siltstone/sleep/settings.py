@@ -38,6 +38,8 @@ class SleepConfig:
     """How a user's levels are carried from one core to another."""
     held_out_share: float = 0.15
     """Share of the people who take no part, so that the gate can ask what the night gives to others."""
+    min_held_out: int = 3
+    """People who take no part at least, of three times as many: of one or two nobody can tell how users differ."""
     num_foreign_cues: int = 1
     """Times a statement is also dreamt as the answer to a cue of what another person said of the same thing."""
     max_dreams: int = 240
@@ -61,6 +63,8 @@ class SleepConfig:
             raise ConfigInvalid("sleep", f"held_out_share: expected 0 to below 1, found {self.held_out_share}")
         if not self.look_every_s > 0:
             raise ConfigInvalid("sleep", f"look_every_s: expected more than 0, found {self.look_every_s}")
+        if self.min_held_out < 0:
+            raise ConfigInvalid("sleep", f"min_held_out: expected 0 or more, found {self.min_held_out}")
         if min(self.max_dreams, self.read_batch) < 1 or self.num_foreign_cues < 0 or not 0 <= self.random_share <= 1:
             raise ConfigInvalid("sleep", "expected max_dreams and read_batch of at least 1, random_share of 0 to 1")
         if self.selection not in ("gain", "gradient"):

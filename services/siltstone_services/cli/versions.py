@@ -50,6 +50,17 @@ def rollback(context: typer.Context, expected_epoch: EpochOption = None, address
     command.rollback(Reach(context.obj, address, False), expected_epoch)
 
 
+@app.command("compare")
+def compare(
+    context: typer.Context,
+    number: NumberArgument,
+    other: NumberArgument,
+    measure: Annotated[bool, typer.Option("--measure", help="Also read the anchors under both cores.")] = False,
+) -> None:
+    """Compare two versions of this home: what was measured, what the gate said, where they come from."""
+    command.compare(context.obj, number, other, measure)
+
+
 @gate_app.command("explain")
 def explain(context: typer.Context, number: NumberArgument, address: AddressOption = None) -> None:
     """Say in words why a version was accepted or refused."""

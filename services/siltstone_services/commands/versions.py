@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from siltstone.errors import NotFound
 from siltstone.evaluation.figures import format_value
-from siltstone.sleep_values import Champion, MeasurementSummary
-from siltstone_services.cli.options import Reach
+from siltstone.sleep_values import Champion, CheckResult, MeasurementSummary, VersionReport
+from siltstone_services.cli.later import Later
+from siltstone_services.cli.options import Reach, Settings
+from siltstone_services.commands.configuration import load
 from siltstone_services.commands.operator import Desk, ask_desk
 from siltstone_services.commands.screen import out, table
+
+if TYPE_CHECKING:
+    from siltstone_services import core_distance, version_records
+else:
+    # MLflow and torch take seconds to import.
+    core_distance = Later("siltstone_services.core_distance")
+    version_records = Later("siltstone_services.version_records")
 
 
 def show_all(reach: Reach) -> None:
@@ -91,6 +101,46 @@ def rollback(reach: Reach, expected_epoch: int | None) -> None:
         return await desk.versions.roll_back(champion.epoch if expected_epoch is None else expected_epoch)
 
     _tell(ask_desk(reach, move))
+
+
+def compare(settings: Settings, number: int, other: int, is_measured: bool) -> None:
+    """Prints two versions side by side."""
+    config = load(settings)
+    found = version_records.VersionRecords(config).compare(number, other)
+    _print_compared(found.reports)
+    shown = table("comes from", f"version {number}", f"version {other}")
+    for origin in found.origins:
+        shown.add_row(*origin)
+    out().print(shown)
+    if is_measured:
+        one, two = (report.card.digest for report in found.reports)
+        nats = core_distance.mean_divergence(config.home_path, one, two)
+        out().print(f"mean KL of version {number} from version {other} on the anchors: {nats:.3g} nats", soft_wrap=True)
+
+
+def _print_compared(reports: tuple[VersionReport, VersionReport]) -> None:
+    numbers = [report.card.number for report in reports]
+    shown = table("measured", *(f"#version {number}" for number in numbers), "#difference", "unit")
+    means = [{one.name: one for one in report.measurements} for report in reports]
+    for name in dict.fromkeys(name for found in means for name in found):
+        own = [found[name].candidate if name in found else None for found in means]
+        told = ["" if mean is None else format_value(mean) for mean in own]
+        gap = "" if None in own else format_value((own[1] or 0.0) - (own[0] or 0.0))
+        shown.add_row(name, *told, gap, next(found[name].unit for found in means if name in found))
+    out().print(shown)
+    checks = table("check", *(f"version {number}" for number in numbers))
+    verdicts = [{one.check: one for one in report.verdict.results} if report.verdict else {} for report in reports]
+    for name in dict.fromkeys(name for results in verdicts for name in results):
+        checks.add_row(name, *(_told_of(results.get(name)) for results in verdicts))
+    checks.add_row("state", *(report.card.state.value for report in reports))
+    out().print(checks)
+
+
+def _told_of(result: CheckResult | None) -> str:
+    if result is None:
+        return "not made"
+    said = "pass" if result.passed else "FAIL"
+    return said if result.value is None else f"{said}, {format_value(result.value)}"
 
 
 def _print_measurements(measurements: Sequence[MeasurementSummary]) -> None:
