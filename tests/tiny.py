@@ -9,8 +9,8 @@ from functools import cache
 import torch
 
 from siltstone.adapters.imported_core import tensor_shapes
+from siltstone.crew import Crew
 from siltstone.memory.absorber import Absorber, Step
-from siltstone.memory.crew import Crew
 from siltstone.memory.lessons import LessonConfig, LessonPlan
 from siltstone.memory.reservoir import ReservoirLimits
 from siltstone.memory.user_memory import MemoryConfig, UserMemory

@@ -33,7 +33,7 @@ _PASSAGES = tuple(Passage(f"p{at}", text) for at, text in enumerate(["The tide c
 
 
 def measure(
-    home: Path, candidate: str, champion: LoadedCore, origin: LoadedCore, material: Material, say: object
+    home: Path, candidate: str, champion: LoadedCore, origin: LoadedCore, material: Material, *_: object
 ) -> Evidence:
     """Measures a candidate on two sentences, in this process."""
     loaded = CoreStore(home).load(candidate)

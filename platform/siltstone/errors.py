@@ -82,6 +82,20 @@ class Unavailable(SiltstoneError):
         return f"{self.what} is unavailable: {self.reason}"
 
 
+# Somebody asked for it.
+
+
+class Cancelled(SiltstoneError):
+    """Work was given up because somebody asked for that. Args: what, done, whole: how much of it was done."""
+
+    def __init__(self, what: str, done: int, whole: int) -> None:
+        super().__init__(what, done, whole)
+        self.what, self.done, self.whole = what, done, whole
+
+    def __str__(self) -> str:
+        return f"{self.what} was cancelled after {self.done} of {self.whole} steps"
+
+
 # The writer has lost its right, or its place.
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from siltstone.sleep_values import Champion, CoreVersion, Lineage, Verdict, VersionMove
+from siltstone.sleep_values import Champion, CoreVersion, Lineage, StepDone, Verdict, VersionMove
 from siltstone.values import (
     AnswerEnd,
     AnswerPart,
@@ -109,10 +109,10 @@ class SnapshotStore(Protocol):
         """Returns how many users have a snapshot."""
         ...
 
-    def cores(self) -> dict[str, int]:
-        """Returns what the snapshots were learned under, as each names it, with how many of them.
+    def users_by_core(self) -> dict[str, int]:
+        """Returns, for every core that somebody's snapshot was learned under, how many users that are.
 
-        Raises: Corrupt when a snapshot cannot say so.
+        Snapshots that are damaged and cannot say so are counted under an empty name.
         """
         ...
 
@@ -171,6 +171,27 @@ class ShardHost(Protocol):
 
     async def status(self) -> ShardStatus:
         """Returns what an operator may see."""
+        ...
+
+
+class CoreTrainer(Protocol):
+    """Trains an expert of a core, wherever the machine for it is."""
+
+    def train(
+        self,
+        job: Path,
+        on_step: Callable[[StepDone], None] = lambda _: None,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> Path:
+        """Runs the job of a folder to its end and returns the expert: safetensors, the written side of each site.
+
+        Promises: nothing is needed but the folder. Every step is told once, in order, those of earlier runs of the job
+        included. Killed at any point, the same call goes on from the newest whole checkpoint, to the losses and the
+        expert of a run that was never killed: the same bits with one worker. A finished job is not run again. One run
+        of a job at a time. Blocks to the end; `is_cancelled` is asked between steps.
+        Raises: Cancelled; what was done is kept, the job can go on. Corrupt when the folder is not what was written.
+        NotFound when there is no job. Unavailable when workers die or the disk is full; the job can go on.
+        """
         ...
 
 

@@ -27,6 +27,16 @@ class SleepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class StepDone:
+    """What one training step gave: the losses, in nats a token, before it moved anything."""
+
+    step: int
+    dream_loss: float
+    anchor_loss: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Contributor:
     """A user whose words took part in a core, as a keyed hash, with the number of interactions."""
 
@@ -174,3 +184,87 @@ class VersionMove:
     after: VersionState
     epoch: int
     moved_at_ms: int
+
+
+class NightStage(StrEnum):
+    """What a night does, in this order, or how it ended."""
+
+    PLAN = "plan"
+    DREAM = "dream"
+    DISTIL = "distil"
+    MEASURE = "measure"
+    RECORD = "record"
+    JUDGE = "judge"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Night:
+    """One night of a home folder, as it is now.
+
+    `num_steps` is 0 where a stage counts none; `version` is 0 before there is one; `error` says what ended a night that
+    failed. `said` holds no user's words.
+    """
+
+    number: int
+    stage: NightStage
+    seed: int
+    since_ms: int
+    pid: int
+    started_at_ms: int
+    updated_at_ms: int
+    step: int = 0
+    num_steps: int = 0
+    said: str = ""
+    is_cancelling: bool = False
+    version: int = 0
+    verdict: str = ""
+    error: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self.stage in (NightStage.DONE, NightStage.FAILED, NightStage.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionCard:
+    """What may be told of a version: of who took part, only how many. Without a seal its folder was discarded."""
+
+    number: int
+    digest: str
+    state: VersionState
+    parent: str
+    sleep_id: str
+    num_people: int
+    num_interactions: int
+    seeds: Mapping[str, int]
+    code_revision: str
+    created_at_ms: int
+    evidence_digest: str
+    first_served_epoch: int
+    seal: str
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurementSummary:
+    """One measurement by the means over its items; None where there are none."""
+
+    name: str
+    unit: str
+    num_items: int
+    candidate: float | None
+    champion: float | None
+    origin: float | None
+    higher_is_better: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VersionReport:
+    """A version with what speaks for and against it."""
+
+    card: VersionCard
+    verdict: Verdict | None
+    measurements: tuple[MeasurementSummary, ...]

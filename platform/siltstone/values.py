@@ -321,6 +321,9 @@ class ShardStatus:
     absorbed_tokens: int
     answered_tokens: int
     busy_s: float
+    num_versions: int = 1
+    num_rebased: int = 0
+    num_pinned: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from grpc_status import rpc_status
 
 from siltstone.config import GatewayConfig
 from siltstone.errors import InvalidInput, Overloaded, SiltstoneError, Unavailable
+from siltstone_services.logs import frames_of
 from siltstone_services.status import to_status
 
 _LOG = logging.getLogger(__name__)
@@ -32,12 +32,13 @@ class Border(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
         self._num_calls = 0
-        self._is_draining = False
+        self.is_draining = False
+        """New calls are refused; what waits for something to happen is to end."""
         self._changed = asyncio.Condition()
 
     async def drain(self, budget_s: float) -> int:
         """Refuses new calls from now on, and returns how many have not ended within the budget."""
-        self._is_draining = True
+        self.is_draining = True
         try:
             async with asyncio.timeout(budget_s), self._changed:
                 await self._changed.wait_for(lambda: self._num_calls == 0)
@@ -76,7 +77,7 @@ class Border(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     @asynccontextmanager
     async def _guard(self, method: str, context: Any) -> AsyncIterator[None]:
-        if self._is_draining:
+        if self.is_draining:
             await _abort(context, Unavailable("the server", "it is stopping"))
         if self._num_calls >= self._config.max_calls:
             await _abort(context, Overloaded("the gateway", self._config.max_calls, self._config.retry_after_s))
@@ -93,9 +94,9 @@ class Border(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            # Not the message: it may hold a user's words.
-            where = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-            _LOG.error("call failed", extra={"method": method, "error": type(error).__name__, "where": where})
+            _LOG.error(
+                "call failed", extra={"method": method, "error": type(error).__name__, "where": frames_of(error)}
+            )
             await context.abort(grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__})")
         finally:
             self._num_calls -= 1

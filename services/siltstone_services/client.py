@@ -15,6 +15,8 @@ from siltstone.proto.v1 import inference_service_pb2 as inference_pb
 from siltstone.proto.v1 import memory_service_pb2 as memory_pb
 from siltstone.proto.v1.inference_service_pb2_grpc import InferenceServiceStub
 from siltstone.proto.v1.memory_service_pb2_grpc import MemoryServiceStub
+from siltstone.proto.v1.sleep_service_pb2_grpc import SleepServiceStub
+from siltstone.proto.v1.version_service_pb2_grpc import VersionServiceStub
 from siltstone.values import (
     AnswerEnd,
     AnswerPart,
@@ -37,6 +39,7 @@ from siltstone.wire.interactions import (
     receipt_from_proto,
 )
 from siltstone.wire.memories import ExportReader, card_from_proto, erasure_from_proto, parking_told
+from siltstone_services.operator_client import NightClient, VersionClient
 from siltstone_services.status import from_rpc_error
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
@@ -64,6 +67,8 @@ class SiltstoneClient:
         self._channel = grpc.aio.insecure_channel(self.address, options=self._options)
         self._memory = MemoryServiceStub(self._channel)
         self._inference = InferenceServiceStub(self._channel)
+        self.nights = NightClient(SleepServiceStub(self._channel), self._translated, self._timeout_s)
+        self.versions = VersionClient(VersionServiceStub(self._channel), self._translated, self._timeout_s)
         return self
 
     async def __aexit__(

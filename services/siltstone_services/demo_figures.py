@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -9,12 +10,18 @@ from typing import Final
 from siltstone.evaluation.figures import Origin, count_text, format_value
 from siltstone.evaluation.forced_choice import Accuracy
 from siltstone.evaluation.office_material import NUM_USERS
+from siltstone.sleep_values import CoreVersion
 from siltstone.values import Figure
-from siltstone_services.demo_outcome import Bits, Column, Outcome, choice_accuracy
+from siltstone_services.demo_outcome import Bits, Column, NightOutcome, Outcome, choice_accuracy
 
 MIN_CHOSEN_PERCENT: Final = 90.0
 MIN_FREE_PERCENT: Final[Mapping[Column, float]] = {"weights": 50.0, "both": 90.0}
 MAX_NEUTRAL_CHANGE_PERCENT: Final = 1.0
+MAX_SLEEP_S: Final = 300.0
+MIN_SHARED_PERCENT: Final = 90.0
+MAX_LEAKED_PERCENT: Final = 2.5
+"""How far above chance what one person alone has said may be found."""
+MIN_KEPT_SHARE: Final = 0.95
 
 
 def figures_of(outcome: Outcome, origin: Origin, elapsed_s: float, max_duration_s: float | None = None) -> list[Figure]:
@@ -23,6 +30,7 @@ def figures_of(outcome: Outcome, origin: Origin, elapsed_s: float, max_duration_
         *_recall(outcome, origin),
         *_harm(outcome, origin),
         *_speed(outcome, origin),
+        *(_night(outcome.night, origin) if outcome.night is not None else ()),
         origin.figure(
             "demo duration",
             elapsed_s,
@@ -122,6 +130,78 @@ def _speed(outcome: Outcome, origin: Origin) -> list[Figure]:
         ),
         origin.figure("demo largest memory of a user", outcome.memory_bytes / 2**20, "MiB"),
     ]
+
+
+def _night(night: NightOutcome, origin: Origin) -> list[Figure]:
+    is_accepted, is_bad_accepted = (
+        one.verdict is not None and one.verdict.accepted for one in (night.version, night.bad)
+    )
+    figures = [
+        origin.figure(
+            "night duration",
+            night.sleep_s,
+            "s",
+            target=f"<= {MAX_SLEEP_S:g} s",
+            reached=night.sleep_s <= MAX_SLEEP_S,
+            spread=f"{night.num_dreams} dreams, from the plan to the verdict",
+        ),
+        origin.figure(
+            "night accepted by the gate",
+            float(is_accepted),
+            "of 1",
+            target="1",
+            reached=is_accepted,
+            spread=failed_text(night.version),
+        ),
+        origin.figure(
+            "bad night refused by the gate",
+            float(not is_bad_accepted),
+            "of 1",
+            target="1",
+            reached=not is_bad_accepted,
+            spread=failed_text(night.bad),
+        ),
+    ]
+    if night.shared is not None and night.private is not None and night.recalled_after is not None:
+        most = 100 / NUM_USERS + MAX_LEAKED_PERCENT
+        private = _share(origin, "newcomer's forced choice, private facts", night.private, note="of 12 values")
+        kept = night.recalled_after.share / max(night.recalled_before.share, 1e-9)
+        figures += [
+            _share(origin, "newcomer's forced choice, shared facts", night.shared, MIN_SHARED_PERCENT),
+            dataclasses.replace(
+                private, target=f"<= {format_value(most)} %", reached=100 * night.private.share <= most
+            ),
+            origin.figure(
+                "own facts kept by users carried over",
+                100 * kept,
+                "%",
+                target=f">= {100 * MIN_KEPT_SHARE:g} %",
+                reached=kept >= MIN_KEPT_SHARE,
+                spread=f"{night.recalled_before.num_right} before, {night.recalled_after.num_right} after, "
+                f"of {night.recalled_after.num_asked}; {night.num_carried_over} users carried over",
+            ),
+        ]
+    if night.rollback_s is not None and night.difference_after_rollback is not None:
+        figures += [
+            origin.figure("rollback, until the server answers by the version before", night.rollback_s, "s"),
+            origin.figure(
+                "newcomer's difference after the rollback",
+                night.difference_after_rollback,
+                "nats",
+                target="0",
+                reached=night.difference_after_rollback == 0,
+            ),
+        ]
+    return figures
+
+
+def failed_text(version: CoreVersion) -> str:
+    """Returns which checks a version did not pass, in words."""
+    if version.verdict is None:
+        return "not judged"
+    failed = [result.check for result in version.verdict.results if not result.passed]
+    count = f"{len(failed)} of {len(version.verdict.results)} checks failed"
+    return f"{count}: {'; '.join(failed)}" if failed else f"all {len(version.verdict.results)} checks passed"
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:

@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from siltstone.evaluation.forced_choice import Accuracy, accuracy, accuracy_of
 from siltstone.evaluation.office_material import Fact, OfficeUser
+from siltstone.sleep_values import CoreVersion
 from siltstone.values import Erasure
 
 Column = Literal["core", "text", "weights", "both"]
@@ -160,6 +161,31 @@ class Forgetting:
 
 
 @dataclass(frozen=True, slots=True)
+class NightOutcome:
+    """What a night of the demo came to.
+
+    `shared` and `private` count what the newcomer finds raised most, among the values of a question, over the core
+    before. `recalled_before` and `recalled_after` count the users' own facts, on the old version and carried over.
+    Without a promotion there is nothing to ask after. `sleep_s` is the night alone, from its plan to its verdict.
+    """
+
+    elapsed_s: float
+    sleep_s: float
+    version: CoreVersion
+    num_dreams: int
+    bad: CoreVersion
+    answers_before: tuple[str, ...]
+    answers_after: tuple[str, ...]
+    shared: Accuracy | None
+    private: Accuracy | None
+    num_carried_over: int
+    recalled_before: Accuracy
+    recalled_after: Accuracy | None
+    rollback_s: float | None
+    difference_after_rollback: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """Everything a course saw."""
 
@@ -174,3 +200,5 @@ class Outcome:
     forgetting: Forgetting
     memory_bytes: int
     """The largest memory of a user, as it is stored."""
+    night: NightOutcome | None = None
+    """What the night came to, where there was one."""

@@ -6,11 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from siltstone.evaluation.figures import format_value
+from siltstone.evaluation.office_material import load_office
 from siltstone.evaluation.plots import Plot, Series
 from siltstone.evaluation.report import Answer, AnswerRow, Report, Table, write_report
+from siltstone.sleep_values import CoreVersion
 from siltstone.values import Figure
-from siltstone_services.demo_figures import percent_text
-from siltstone_services.demo_outcome import COLUMNS, Asked, Choice, Column, FreeAnswer, Outcome, choice_accuracy
+from siltstone_services.demo_figures import failed_text, percent_text
+from siltstone_services.demo_outcome import (
+    COLUMNS,
+    Asked,
+    Choice,
+    Column,
+    FreeAnswer,
+    NightOutcome,
+    Outcome,
+    choice_accuracy,
+)
 
 _NAMES: dict[Column, str] = {"core": "bare core", "text": "text recall", "weights": "weights", "both": "both"}
 
@@ -64,7 +75,7 @@ def report_of(outcome: Outcome, figures: Sequence[Figure]) -> Report:
         "Siltstone demo: one office, one model, a memory for each",
         f"{figures[0].hardware}, {figures[0].date}",
         tuple(figures),
-        (recall_table(outcome), _text_table(outcome)),
+        (recall_table(outcome), _text_table(outcome), *_night_tables(outcome.night)),
         tuple(_answer_rows(outcome)),
         tuple(_plots(outcome)),
         tuple(notes),
@@ -86,6 +97,47 @@ def _text_table(outcome: Outcome) -> Table:
     )
     head = ("User", "Neutral, core", "Neutral, user", "Change", "Own words, core", "Own words, user", "Change")
     return Table("Bits per byte of text never learned", head, rows, "Less is better.")
+
+
+def _night_tables(night: NightOutcome | None) -> list[Table]:
+    """Returns what the newcomer was answered, and what the gate said of the night and of the bad one."""
+    if night is None:
+        return []
+    tables = []
+    if night.answers_after:
+        asked = zip(load_office().shared, night.answers_before, night.answers_after, strict=True)
+        tables.append(
+            Table(
+                "What a newcomer is answered",
+                ("Question", "Right", "Before the night", "After it"),
+                tuple((fact.question, fact.value, before, after) for fact, before, after in asked),
+                "Greedy answers of the core alone: no memory, nothing in the context.",
+            )
+        )
+    tables += [_gate_table("The night", night.version), _gate_table("A bad night", night.bad)]
+    return tables
+
+
+def _gate_table(title: str, version: CoreVersion) -> Table:
+    results = version.verdict.results if version.verdict is not None else ()
+    return Table(
+        f"{title}: what the gate found",
+        ("Check", "Passed", "Found", "Limit", "Smallest effect seen", "Unit"),
+        tuple(
+            (
+                result.check,
+                "yes" if result.passed else "NO",
+                *(_number(one) for one in (result.value, result.limit, result.smallest_effect)),
+                result.unit,
+            )
+            for result in results
+        ),
+        failed_text(version),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else format_value(value)
 
 
 def _answer_rows(outcome: Outcome) -> list[AnswerRow]:

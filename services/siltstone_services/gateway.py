@@ -15,10 +15,19 @@ from siltstone.config import GatewayConfig
 from siltstone.errors import Unavailable
 from siltstone.journal.admit import AdmissionLimits
 from siltstone.ports import Clock, ShardHost
-from siltstone.proto.v1 import inference_service_pb2, memory_service_pb2
+from siltstone.proto.v1 import (
+    inference_service_pb2,
+    memory_service_pb2,
+    sleep_service_pb2,
+    version_service_pb2,
+)
 from siltstone.proto.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from siltstone.proto.v1.memory_service_pb2_grpc import add_MemoryServiceServicer_to_server
+from siltstone.proto.v1.sleep_service_pb2_grpc import add_SleepServiceServicer_to_server
+from siltstone.proto.v1.version_service_pb2_grpc import add_VersionServiceServicer_to_server
 from siltstone_services.border import Border
+from siltstone_services.operator_desk import OperatorDesk
+from siltstone_services.operator_servicers import SleepServicer, VersionServicer
 from siltstone_services.servicers import InferenceServicer, MemoryServicer
 
 _LOG = logging.getLogger(__name__)
@@ -27,6 +36,10 @@ SERVICES: Final = (
     memory_service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name,
     inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
 )
+OPERATOR_SERVICES: Final = (
+    sleep_service_pb2.DESCRIPTOR.services_by_name["SleepService"].full_name,
+    version_service_pb2.DESCRIPTOR.services_by_name["VersionService"].full_name,
+)
 _LAST_WORDS_S: Final = 0.5
 """Time for the last messages of ended calls to leave; who watches the health would stay for ever."""
 
@@ -34,8 +47,17 @@ _LAST_WORDS_S: Final = 0.5
 class Gateway:
     """Serves from `async with` on, until drained. `address` is where."""
 
-    def __init__(self, host: ShardHost, config: GatewayConfig, limits: AdmissionLimits, clock: Clock) -> None:
+    def __init__(
+        self,
+        host: ShardHost,
+        config: GatewayConfig,
+        limits: AdmissionLimits,
+        clock: Clock,
+        operator: OperatorDesk | None = None,
+    ) -> None:
+        """Serves nights and versions only where there is a desk for them."""
         self._host, self._config, self._limits, self._clock = host, config, limits, clock
+        self._operator = operator
         self._border = Border(config)
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
@@ -51,9 +73,15 @@ class Gateway:
         add_MemoryServiceServicer_to_server(memory, server)
         inference = InferenceServicer(self._host, self._config, self._limits)
         add_InferenceServiceServicer_to_server(inference, server)
+        services: tuple[str, ...] = SERVICES
+        if self._operator is not None:
+            nights = SleepServicer(self._operator.nights, self._config, lambda: self._border.is_draining)
+            add_SleepServiceServicer_to_server(nights, server)
+            add_VersionServiceServicer_to_server(VersionServicer(self._operator.versions), server)
+            services = (*SERVICES, *OPERATOR_SERVICES)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._config.has_reflection:
-            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
         wanted = f"{self._config.host}:{self._config.port}"
         try:
@@ -61,7 +89,7 @@ class Gateway:
         except RuntimeError as error:
             raise Unavailable(f"the address {wanted}", "it is in use, or not one of this machine") from error
         await server.start()
-        for name in SERVICES:
+        for name in services:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self._server, self.address = server, f"{self._config.host}:{port}"
         _LOG.info("gateway listens", extra={"address": self.address})

@@ -69,10 +69,10 @@ def exclusive(home: Path) -> Iterator[Hold]:
     except OSError as error:
         raise Unavailable(f"the home folder {home}", error.strerror or str(error)) from error
     try:
-        if not _locked(descriptor, LOCK_EX):
+        if not try_lock(descriptor, LOCK_EX):
             # It may be somebody who only looks who holds it: that takes no time.
             time.sleep(_LOOK_S)
-            if not _locked(descriptor, LOCK_EX):
+            if not try_lock(descriptor, LOCK_EX):
                 raise _read_holder(descriptor).in_use(home)
         yield Hold(descriptor)
     finally:
@@ -86,12 +86,13 @@ def holder_of(home: Path) -> Holder | None:
     except OSError:
         return None
     try:
-        return None if _locked(descriptor, LOCK_SH) else _read_holder(descriptor)
+        return None if try_lock(descriptor, LOCK_SH) else _read_holder(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _locked(descriptor: int, kind: int) -> bool:
+def try_lock(descriptor: int, kind: int) -> bool:
+    """Takes a lock on an open file without waiting, and says whether it could."""
     try:
         flock(descriptor, kind | LOCK_NB)
     except OSError:

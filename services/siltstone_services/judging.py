@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
-import torch
-
 from siltstone.adapters.core_store import CoreStore, LoadedCore
+from siltstone.adapters.reading_store import ReadingStore
+from siltstone.crew import Crew
 from siltstone.evaluation.office_material import load_office
 from siltstone.gate.anchors import Passage
 from siltstone.gate.measure import (
@@ -19,18 +23,22 @@ from siltstone.gate.measure import (
     Cores,
     HeldOutQuestion,
     Material,
+    Reading,
     loading_measurement,
     measure_candidate,
+    read_core,
     speed_measurement,
 )
 from siltstone.gate.policy import Policy, load_policy
-from siltstone.gate.probe_suites import load_suites
+from siltstone.gate.probe_suites import ProbeSuite
+from siltstone.inference.engine import EngineConfig
 from siltstone.memory.restate import cue, second_person
 from siltstone.model.core import Core
 from siltstone.ports import Tokenizer
 from siltstone.sleep.filter import Statement
 from siltstone.sleep.words import COMMON_WORDS, who_said, words_in
 from siltstone.sleep_values import Evidence, Measurement
+from siltstone_services.precision import dtype_for
 from siltstone_services.trial import try_core
 
 MAX_QUESTIONS: Final = 60
@@ -38,10 +46,12 @@ MAX_CANARIES: Final = 24
 _NUM_ALTERNATIVES: Final = 7
 _NUM_REFERENCES: Final = 800
 """References of a canary: enough that its exposure could cross the policy's limit."""
-_NUM_TRIALS: Final = 5
+_NUM_TRIALS: Final = 3
+_HOW_IT_IS_READ: Final = 1
+"""Raised by who changes what a reading of a suite means, so that none from before is taken for one."""
 
 Say = Callable[[str], None]
-Measure = Callable[[Path, str, LoadedCore, LoadedCore, Material, Say], Evidence]
+Measure = Callable[[Path, str, LoadedCore, LoadedCore, Material, Say, EngineConfig, Mapping[str, str]], Evidence]
 """Measures a stored candidate against the core that serves and the first one."""
 
 
@@ -54,6 +64,7 @@ class Exam:
 
 
 def material_of(
+    suites: Sequence[ProbeSuite],
     seen: Sequence[Statement],
     held_out: Sequence[Statement],
     tokenizer: Tokenizer,
@@ -70,7 +81,7 @@ def material_of(
     known = {word for word, people in said.items() if len(people) >= k_min}
     office = load_office()
     return Material(
-        load_suites(),
+        tuple(suites),
         tuple(Passage(f"held-out-{number}", one.text) for number, one in enumerate(office.held_out)),
         _questions(held_out, known, seed),
         _canaries(seen, said, tokenizer, vocab_size, seed),
@@ -127,23 +138,45 @@ def single_words(tokenizer: Tokenizer, vocab_size: int) -> dict[bool, set[str]]:
 
 
 def gather_evidence(
-    home: Path, candidate: str, champion: LoadedCore, origin: LoadedCore, material: Material, say: Say
+    home: Path,
+    candidate: str,
+    champion: LoadedCore,
+    origin: LoadedCore,
+    material: Material,
+    say: Say,
+    engine: EngineConfig,
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> Evidence:
     """Measures a stored candidate against the core that serves and the first one, once.
 
-    Raises: Corrupt and NotFound for a core; InvalidInput when they cannot be compared.
+    They are read in the numbers in which they serve. What a core has said to a suite is kept in the home, and not
+    asked again: most nights only the candidate is new.
+    Raises: Corrupt and NotFound for a core; InvalidInput when they cannot be compared; Unavailable.
     """
-    store = CoreStore(home)
-    loaded = store.load(candidate)
-    cores = {one.digest: Core(one.config, one.tensors) for one in (loaded, champion, origin)}
-    say("asking the cores")
+    crew = Crew(engine.num_threads or os.cpu_count() or 1)
+    dtype = dtype_for(engine.dtype, "cpu")
+    loaded = CoreStore(home).load(candidate)
+    cores = {one.digest: Core(one.config, one.tensors, "cpu", dtype) for one in (loaded, champion, origin)}
+    store = ReadingStore(home)
+    readings = {}
+    for number, (digest, core) in enumerate(cores.items(), start=1):
+        say(f"asking the cores, {number} of {len(cores)}")
+        readings[digest] = _reading(digest, core, champion.tokenizer, material, store, crew)
+    store.keep_only(cores)
+    say("reading the anchors")
     compared = Cores(cores[loaded.digest], cores[champion.digest], cores[origin.digest])
-    with torch.no_grad():
-        measured = measure_candidate(compared, champion.tokenizer, material)
-    say("trying the candidate in a clean process")
-    return Evidence(
-        loaded.digest, champion.digest, origin.digest, (*measured, *_tried(home, candidate, champion.digest))
+    measured = measure_candidate(
+        compared,
+        champion.tokenizer,
+        material,
+        readings[champion.digest],
+        readings[origin.digest],
+        crew,
+        candidate=readings[loaded.digest],
     )
+    say("trying the candidate in a clean process")
+    tried = _tried(home, loaded.digest, champion.digest, crew)
+    return Evidence(loaded.digest, champion.digest, origin.digest, (*measured, *tried), notes)
 
 
 def shipped_exam() -> Exam:
@@ -151,10 +184,28 @@ def shipped_exam() -> Exam:
     return Exam(gather_evidence, load_policy())
 
 
-def _tried(home: Path, candidate: str, champion: str) -> tuple[Measurement, ...]:
-    pairs = [(try_core(home, candidate), try_core(home, champion)) for _ in range(_NUM_TRIALS)]
-    whole = [(one, other) for one, other in pairs if one is not None and other is not None]
-    loading = loading_measurement([one is not None for one, _ in pairs])
-    if not whole:
+def _reading(
+    digest: str, core: Core, tokenizer: Tokenizer, material: Material, store: ReadingStore, crew: Crew
+) -> Reading:
+    """Asks a core what it has not been asked before."""
+    questions = {suite.name: _digest_of(suite, core) for suite in material.suites}
+    kept = {name: numbers for name, one in questions.items() if (numbers := store.get(digest, one)) is not None}
+    reading = read_core(core, tokenizer, material, crew, kept)
+    for name, question in questions.items():
+        if name not in kept:
+            store.put(digest, question, reading.items[name])
+    return reading
+
+
+def _digest_of(suite: ProbeSuite, core: Core) -> str:
+    """Returns the digest of what is asked and of how it is computed; the core's own digest says what answers."""
+    return hashlib.sha256(repr((_HOW_IT_IS_READ, suite, core.dtype)).encode()).hexdigest()
+
+
+def _tried(home: Path, candidate: str, champion: str, crew: Crew) -> tuple[Measurement, ...]:
+    trials = crew.run([partial(try_core, home, candidate, champion)] * _NUM_TRIALS)
+    pairs = [pair for trial in trials if trial is not None for pair in trial]
+    loading = loading_measurement([trial is not None for trial in trials])
+    if not pairs:
         return (loading,)
-    return loading, speed_measurement([one for one, _ in whole], [other for _, other in whole])
+    return loading, speed_measurement([own for own, _ in pairs], [other for _, other in pairs])

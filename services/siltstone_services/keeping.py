@@ -91,7 +91,7 @@ class Keeper:
     def _pinned(self) -> frozenset[str]:
         """Returns the digests of the cores that must stay: somebody's memory was learned on them, or they serve."""
         default = self._cores.default()
-        learned_on = {ground[:_DIGEST_CHARACTERS] for ground in self._store.cores()}
+        learned_on = {ground[:_DIGEST_CHARACTERS] for ground in self._store.users_by_core()}
         return self._in_use | learned_on | ({default} if default else set())
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from dataclasses import dataclass, replace
 from typing import Final
@@ -10,8 +11,9 @@ from typing import Final
 import torch
 
 from siltstone.adapters.basis_store import BasisStore
-from siltstone.adapters.core_store import LoadedCore
+from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.config import SiltstoneConfig
+from siltstone.errors import Corrupt
 from siltstone.evaluation.office_material import Office, load_office
 from siltstone.memory.lessons import LessonConfig, LessonPlan
 from siltstone.memory.restate import sentences
@@ -27,6 +29,7 @@ _log = logging.getLogger(__name__)
 _ANCHOR_TOKENS: Final = 128
 _GUARD_STRIDE: Final = 3
 """Every so many-th anchor makes the guard: its gradients cost a backward pass, and its leading directions need few."""
+_GROUND_FILE: Final = "ground.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +46,16 @@ def prepare_ground(
 ) -> Ground:
     """Returns the read basis and the write guard of a core, built from neutral text the first time and then kept.
 
-    Raises: Corrupt; Unavailable.
+    A core that a night made keeps those of the core it descends from, so that its users' levels still fit.
+    Raises: Corrupt; NotFound when they must be built and the core they are built for is gone; Unavailable.
     """
     memory = config.memory
+    built_for = ground_core(loaded)
     office = load_office()
     passages = [passage.text for passage in office.anchors]
     lessons = neutral_lessons(office, plan)
     recipe: dict[str, object] = {
-        "core": loaded.digest,
+        "core": built_for,
         "layers": shape.num_layers,
         "sites": list(shape.sites),
         "rank": shape.rank,
@@ -63,6 +68,12 @@ def prepare_ground(
     }
 
     def build() -> dict[str, torch.Tensor]:
+        if built_for != loaded.digest:
+            first = CoreStore(config.home_path).load(built_for)
+            return build_for(Core(first.config, first.tensors, core.device, core.dtype))
+        return build_for(core)
+
+    def build_for(core: Core) -> dict[str, torch.Tensor]:
         _log.info("preparing the core for learning", extra={"layers": shape.num_layers, "rank": shape.rank})
         longest = min(_ANCHOR_TOKENS, core.config.max_context)
         rows = [loaded.tokenizer.encode(passage)[:longest] for passage in passages]
@@ -93,6 +104,25 @@ def prepare_ground(
             for site in shape.sites
         }
     return Ground(basis, guard, f"{loaded.digest}-{digest[:12]}")
+
+
+def ground_core(loaded: LoadedCore) -> str:
+    """Returns the digest of the core that the ground of a core was built for: its own, or that of the first one.
+
+    Raises: Corrupt when a core that a night made does not say so.
+    """
+    told = loaded.extras.get(_GROUND_FILE)
+    if told is None:
+        return loaded.digest
+    try:
+        return str(json.loads(told)["core"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Corrupt(f"core {loaded.digest[:12]}, {_GROUND_FILE}", "the core it was built for", str(error)) from error
+
+
+def ground_extra(loaded: LoadedCore) -> dict[str, bytes]:
+    """Returns the file by which a core made from `loaded` says that it keeps its ground."""
+    return {_GROUND_FILE: json.dumps({"core": ground_core(loaded)}).encode()}
 
 
 def neutral_lessons(office: Office, plan: LessonPlan) -> list[Lesson]:

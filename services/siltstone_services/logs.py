@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from typing import Final
 
 _NOT_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -31,3 +32,8 @@ def log_to_stderr(level: str) -> None:
     # The root's level does not bind a library that sets its own.
     handler.setLevel(level.upper())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def frames_of(error: BaseException) -> list[str]:
+    """Returns where an error came from, without its message: that may hold a user's words."""
+    return [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]

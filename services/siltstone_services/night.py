@@ -1,18 +1,19 @@
 """One night of one home folder: from the plan to the verdict, and the version that is recorded whatever it says.
 
-1. Plan: which users, up to which journal positions; clear up after nights before. 2. Filter and dream. 3. Distil.
-4. Keep the candidate core. 5. Measure it. 6. Record it with its evidence and lineage. 7. Judge. 8. Clear up. Nothing
-serves before somebody promotes it; killed between any two steps, what serves is untouched; the same night run again is
-done anew, and recorded and judged once.
+1. Plan: which users, up to which journal positions; clear up after nights before; then those whose memory is due sleep,
+each alone, where no server uses the home. 2. Filter and dream. 3. Distil. 4. Keep the candidate core. 5. Measure it.
+6. Record it with its evidence and lineage, and before the first one the core that it all began with. 7. Judge. 8. Clear
+up. Nothing serves before somebody promotes it; killed between any two steps, what serves is untouched, and a memory is
+as it was or has slept; the same night run again is done anew, and recorded and judged once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -22,23 +23,20 @@ from siltstone.adapters.basis_store import BasisStore
 from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.adapters.identity_file import Identities, read_identities
 from siltstone.adapters.key_file import lineage_key
-from siltstone.adapters.mlflow_registry import MlflowRegistry
 from siltstone.adapters.personal_data import holds_personal_data
-from siltstone.adapters.signing import FolderSigner
 from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
-from siltstone.adapters.sqlite_registry import SqliteRegistry
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
-from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
+from siltstone.evaluation.external_probes import asked_suites
 from siltstone.faults import fault_point
 from siltstone.gate.measure import Material
+from siltstone.gate.probe_suites import ProbeSuite
 from siltstone.gate.verdict import judge
 from siltstone.model.core import Core
-from siltstone.ports import VersionRegistry
-from siltstone.sleep.distil import StepDone
 from siltstone.sleep.filter import Statement
-from siltstone.sleep_values import CoreVersion, Lineage, SleepPlan
+from siltstone.sleep.held_out import people_needed
+from siltstone.sleep_values import CoreVersion, Lineage, NightStage, SleepPlan, StepDone
 from siltstone.versions.keeping import origin_of
 from siltstone.versions.lineage import contributors
 from siltstone_services.evidence_json import to_json
@@ -46,6 +44,8 @@ from siltstone_services.judging import Exam, material_of, shipped_exam
 from siltstone_services.keeping import Keeper, name_of_night
 from siltstone_services.learning import lesson_plan, prepare_ground
 from siltstone_services.precision import dtype_for
+from siltstone_services.private_sleeper import sleep_where_free
+from siltstone_services.served import ServedCores, record_origin
 from siltstone_services.sleeper import (
     Bed,
     DreamtNight,
@@ -56,8 +56,11 @@ from siltstone_services.sleeper import (
     items_of,
     make_plan,
 )
+from siltstone_services.version_records import open_registry
 
 Say = Callable[[str], None]
+At = Callable[[NightStage, int, int], None]
+"""Told where a night is: the stage, its steps that are done, and how many it has (0: they are not counted)."""
 _FOREVER_MS: Final = 1 << 62
 
 
@@ -70,17 +73,6 @@ class NightDone:
     version: CoreVersion
 
 
-@contextmanager
-def open_registry(config: SiltstoneConfig) -> Iterator[VersionRegistry]:
-    """Gives the version registry of a home folder, mirrored to MLflow."""
-    home = config.home_path
-    with (
-        SqliteRegistry(home, FolderSigner(home), SystemClock()) as ledger,
-        MlflowRegistry(home, ledger, config.mlflow) as registry,
-    ):
-        yield registry
-
-
 def make_bed(config: SiltstoneConfig, loaded: LoadedCore) -> Bed:
     """Returns the core that serves, as its users learn on it."""
     core = Core(
@@ -91,23 +83,35 @@ def make_bed(config: SiltstoneConfig, loaded: LoadedCore) -> Bed:
     return Bed(loaded, core, shape, lessons, prepare_ground(loaded, core, shape, lessons, config))
 
 
+def _nobody_watches(stage: NightStage, step: int, num_steps: int) -> None:
+    pass
+
+
 def run_night(
     config: SiltstoneConfig,
     seed: int,
     since_ms: int,
     say: Say,
     on_step: Callable[[StepDone], None],
+    at: At = _nobody_watches,
     exam: Exam | None = None,
+    before: NightDone | None = None,
 ) -> NightDone:
-    """Runs a night over a home folder that no server uses. The caller holds the home.
+    """Runs a night over a home folder. A server may use it meanwhile: the night reads what was committed.
 
-    Raises: InvalidInput when there is nothing to sleep over; ConfigInvalid when the identities cannot be read; NotFound
-    without a core; Corrupt; Unavailable. Nothing serves that did not before, and the night can be run again.
+    A night `before` over the same plan lends its dreams, so that another way of learning them can be tried.
+    What `say`, `on_step` or `at` raises ends the night there; up to and with `at(RECORD, ...)` nothing is recorded.
+
+    Raises: InvalidInput when there is nothing to sleep over; ConfigInvalid and NotFound for a probe file; ConfigInvalid
+    when the identities cannot be read; NotFound without a core; Corrupt; Unavailable. Nothing serves that did not
+    before, and the night can be run again.
     """
+    at(NightStage.PLAN, 0, 0)
     home, exam = config.home_path, exam or shipped_exam()
-    people = identities_of(config)
-    cores = CoreStore(home)
-    loaded = cores.load(config.core)
+    # Before anything is done: a night whose questions cannot be asked must not run at all.
+    suites, people = asked_suites(config.gate), identities_of(config)
+    cores, served = CoreStore(home), ServedCores(config)
+    loaded = served.load(served.digest())
     bed = make_bed(config, loaded)
     with SqliteFile(home / "siltstone.db", config.store) as file, open_registry(config) as registry:
         # 1.
@@ -117,26 +121,44 @@ def run_night(
         keeper.clear_up(plan.id, say)
         interactions = interactions_of(plan, journal, config)
         say(f"night {plan.id}: {len(plan.users)} users, {len(interactions)} interactions")
+        sleep_where_free(plan, store, bed, config, say)
         fault_point("night.planned")
         # 2.
-        night = dream(plan, interactions, store, bed, config, people.person_of, holds_personal_data, say)
+        at(NightStage.DREAM, 0, 0)
+        if before is not None and before.plan == plan:
+            night = before.night
+        else:
+            person_of, on_read = people.person_of, partial(at, NightStage.DREAM)
+            night = dream(plan, interactions, store, bed, config, person_of, holds_personal_data, say, on_read)
         say(f"{len(night.dreams)} of {night.num_dreamt} dreams teach the core something")
         fault_point("night.dreamt")
         # 3.
-        expert = distil(items_of(night, bed), bed, config, seed, on_step)
+        num_steps = config.sleep.distil.num_steps
+        at(NightStage.DISTIL, 0, num_steps)
+
+        def on_distilled(done: StepDone) -> None:
+            on_step(done)
+            at(NightStage.DISTIL, done.step + 1, num_steps)
+
+        written = distil(items_of(night, bed), bed, config, seed, on_distilled)
         fault_point("night.distilled")
         # 4.
-        digest = cores.add(candidate_of(expert, bed, plan.id), name_of_night(plan.id))
+        digest = cores.add(candidate_of(written, bed, plan.id), name_of_night(plan.id))
         fault_point("night.kept")
         # 5.
-        origin = cores.load(origin_of(registry.list(), loaded.digest))
-        evidence = exam.measure(home, digest, loaded, origin, _material(night, bed, config, seed), say)
+        at(NightStage.MEASURE, 0, 0)
+        origin = served.load(origin_of(registry.list(), loaded.digest))
+        material = _material(suites, night, bed, config, seed)
+        evidence = exam.measure(home, digest, loaded, origin, material, say, config.engine, _notes(night, config))
         fault_point("night.measured")
         # 6.
+        at(NightStage.RECORD, 0, 0)
+        record_origin(registry, home / "cores" / loaded.digest, importlib.metadata.version("siltstone"))
         lineage = _lineage(plan, night, config, people)
         version = registry.record(home / "cores" / digest, lineage, to_json(evidence, _told(night)))
         fault_point("night.recorded")
         # 7. A night that had come so far before is not judged twice.
+        at(NightStage.JUDGE, 0, 0)
         if version.verdict is None:
             version = registry.set_verdict(version.number, judge(evidence, exam.policy))
         fault_point("night.judged")
@@ -154,13 +176,27 @@ def identities_of(config: SiltstoneConfig) -> Identities:
     return read_identities(config.home_path / Path(told).expanduser()) if told else Identities()
 
 
-def _material(night: DreamtNight, bed: Bed, config: SiltstoneConfig, seed: int) -> Material:
+def _material(
+    suites: Sequence[ProbeSuite], night: DreamtNight, bed: Bed, config: SiltstoneConfig, seed: int
+) -> Material:
     seen: list[Statement] = []
     held_out: list[Statement] = []
     for one in night.filtered.statements:
         (held_out if one.person in night.left_out else seen).append(one)
     tokenizer, size = bed.loaded.tokenizer, bed.loaded.config.vocab_size
-    return material_of(seen, held_out, tokenizer, size, config.sleep.consensus.k_min, seed)
+    return material_of(suites, seen, held_out, tokenizer, size, config.sleep.consensus.k_min, seed)
+
+
+def _notes(night: DreamtNight, config: SiltstoneConfig) -> dict[str, str]:
+    """Says what a reader of the verdict should know about how the evidence came about."""
+    num_people = len({one.person for one in night.filtered.statements})
+    wanted = config.sleep.min_held_out
+    if len(night.left_out) >= wanted:
+        return {}
+    needed = people_needed(wanted)
+    return {
+        "benefit": f"{len(night.left_out)} of {num_people} people took no part; it takes {needed} to hold out {wanted}"
+    }
 
 
 def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, people: Identities) -> Lineage:

@@ -12,6 +12,7 @@ from siltstone.config import SiltstoneConfig
 from siltstone.ports import ShardHost
 from siltstone_services.gateway import Gateway
 from siltstone_services.home import announced
+from siltstone_services.operator_desk import operator_desk
 
 OpenHost = Callable[[SiltstoneConfig], AbstractAsyncContextManager[ShardHost]]
 
@@ -19,7 +20,7 @@ OpenHost = Callable[[SiltstoneConfig], AbstractAsyncContextManager[ShardHost]]
 async def serve(config: SiltstoneConfig, open_host: OpenHost, tell: Callable[[str], None]) -> None:
     """Serves until SIGTERM or SIGINT, then lets running answers end within the budget. A second signal ends it at once.
 
-    `tell` is called with the address once the server listens.
+    `tell` is called with the address once the server listens. A night that runs goes on: it has a process of its own.
 
     Raises: Unavailable when the address or the home folder cannot be had, and what the host raises when it starts.
     """
@@ -32,7 +33,8 @@ async def serve(config: SiltstoneConfig, open_host: OpenHost, tell: Callable[[st
 
     async with (
         open_host(config) as host,
-        Gateway(host, config.gateway, config.admission, SystemClock()) as gateway,
+        operator_desk(config) as operator,
+        Gateway(host, config.gateway, config.admission, SystemClock(), operator) as gateway,
     ):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)

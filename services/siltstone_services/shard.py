@@ -16,15 +16,12 @@ import torch
 
 from siltstone.adapters.core_store import LoadedCore
 from siltstone.config import SiltstoneConfig
+from siltstone.crew import Crew
 from siltstone.errors import Corrupt, InvalidInput, Overloaded, SiltstoneError, SnapshotMismatch, Unavailable
-from siltstone.inference.engine import AnswerEngine
 from siltstone.inference.rows import Answer
 from siltstone.journal.admit import Refusal, admit
 from siltstone.journal.partition import partition_of
-from siltstone.memory.absorber import Absorber
-from siltstone.memory.crew import Crew
 from siltstone.memory.shard import Damage, Shard, lag_of, partitions_past
-from siltstone.model.core import Core
 from siltstone.ports import Clock, Journal, SnapshotStore, TextRecall
 from siltstone.values import (
     AnswerEnd,
@@ -46,11 +43,13 @@ from siltstone.values import (
     UserExport,
     UserKey,
 )
-from siltstone_services.learning import lesson_plan, prepare_ground
+from siltstone_services.lanes import Lanes, open_lane
 from siltstone_services.parking import ParkingLog, parked_among
-from siltstone_services.precision import dtype_for
 from siltstone_services.prompts import recall_lines, render_prompt, render_scored
+from siltstone_services.served import ServedCores
 from siltstone_services.streams import Piece, Stream, Streams
+from siltstone_services.succession import Succession
+from siltstone_services.upkeep import Upkeep
 from siltstone_services.worker import Worker
 
 T = TypeVar("T")
@@ -76,8 +75,10 @@ class EmbeddedHost:
         recall: TextRecall,
         clock: Clock,
         config: SiltstoneConfig,
+        served: ServedCores | None = None,
     ) -> None:
-        self._loaded, self._journal, self._store = core, journal, store
+        """`core` serves first; `served` says which other cores may, and when another one is to lead."""
+        self._loaded, self._journal, self._store, self._served = core, journal, store, served
         self._recall, self._clock, self._config = recall, clock, config
         self._tokenizer = core.tokenizer
         self._waiters: list[_Waiter] = []
@@ -91,9 +92,12 @@ class EmbeddedHost:
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._open)
         self._worker.start()
+        self._watching = asyncio.create_task(self._succession.watch(self._ask))
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._watching.cancel()
+        await asyncio.gather(self._watching, return_exceptions=True)
         await asyncio.to_thread(self._worker.stop)
         num_waiting = lag_of(self._ends, self._shard.positions)
         _LOG.info("shard stopped", extra={"num_waiting": num_waiting})
@@ -103,38 +107,51 @@ class EmbeddedHost:
         engine = self._config.engine
         num_threads = engine.num_threads or os.cpu_count() or 1
         torch.set_num_threads(num_threads)
-        dtype = dtype_for(engine.dtype, engine.device)
-        core = Core(self._loaded.config, self._loaded.tensors, engine.device, dtype)
-        memory = self._config.memory
-        shape = memory.shape_for(core.config)
-        plan = lesson_plan(self._tokenizer, core, self._config.lessons)
-        ground = prepare_ground(self._loaded, core, shape, plan, self._config)
-        basis, self.version = ground.basis, ground.version
         # A GPU computes for all users at once; a processor has threads that can each take a part of them.
-        crew = Crew(num_threads if core.device.type == "cpu" else 1)
-        absorber = Absorber(core, shape, basis, plan, memory, self._config.reservoir, ground.guard, crew)
+        crew = Crew(num_threads if torch.device(engine.device).type == "cpu" else 1)
+        leading = open_lane(self._loaded, self._config, crew)
+        self._lanes = Lanes(leading)
         holder = uuid.uuid4().hex
         self._num_partitions = len(self._journal.end_positions())
         leases = {partition: self._store.acquire(partition, holder) for partition in range(self._num_partitions)}
         self._shard = Shard(
-            self._journal, self._store, self._admit, absorber, self.version, shape, leases, self._config.shard
-        )
-        self._engine = AnswerEngine(
-            core, shape, basis, plan.prefix_ids, absorber.prefix, self._tokenizer.stop_ids, engine
+            self._journal,
+            self._store,
+            self._admit,
+            self._lanes.absorbers,
+            leading.version,
+            leading.shape,
+            leases,
+            self._config.shard,
         )
         self._positions = self._shard.positions
         self._parking = ParkingLog(self._store, self._positions)
         self._ends = dict(self._journal.end_positions())
-        self._streams = Streams(self._engine, self._tokenizer, self._loop)
+        self._streams = Streams(self._lanes, self._tokenizer, self._loop)
+        self._upkeep = Upkeep(self._lanes, self._shard, self._store, self._num_partitions, self._config)
+        self._succession = Succession(
+            self._served, self._loaded, self._lanes, self._shard, self._upkeep, self._store, self._config, crew
+        )
+        self._succession.open_needed()
         self._worker = Worker(
-            self._engine,
+            self._lanes,
             self._shard,
+            self._upkeep,
             self._config.shard,
             self._streams.on_progress,
             self._on_commit,
             self._on_trouble,
             self._on_failure,
         )
+
+    @property
+    def version(self) -> str:
+        """The version that newcomers get."""
+        return self._shard.core
+
+    async def follow(self) -> None:
+        """Lets the version that is to serve lead now, if it does not yet: see `Succession.follow`."""
+        await self._succession.follow(self._ask)
 
     def _admit(self, record: JournalRecord) -> Interaction | Parked:
         decided = admit(record.payload, self._config.admission)
@@ -306,7 +323,7 @@ class EmbeddedHost:
             self._worker.call(lambda: self._streams.give_up(stream))
         yield AnswerEnd(
             piece,
-            self.version,
+            stream.core,
             stream.sequence,
             len(answer.prompt),
             len(answer.tokens),
@@ -317,19 +334,22 @@ class EmbeddedHost:
     def _begin(self, request: GenerateRequest, stream: Stream) -> Answer:
         """Pins the user's state and hands the prompt to the engine. A bare core's answer needs no memory at all."""
         coefficients, recalled = None, []
+        lane = self._lanes.leading
         if not request.core_only:
             memory = self._shard.memory_of(request.owner)
+            self._upkeep.notice(memory)
+            lane = self._lanes.of(memory.core)
             stream.sequence = memory.sequence
             recalled = recall_lines(self._recall, request.recall, memory.reservoir.lines(), request.messages)
             if request.recall != "text" and memory.sequence > 0:
                 coefficients = memory.coefficients()
         prompt = render_prompt(self._tokenizer, request, recalled)
-        while recalled and len(prompt) >= self._engine.max_context:
+        while recalled and len(prompt) >= lane.engine.max_context:
             # The least fitting line goes first: what was asked matters more than what might help to answer it.
             recalled = recalled[:-1]
             prompt = render_prompt(self._tokenizer, request, recalled)
-        stream.recalled = tuple(recalled)
-        answer = self._engine.submit(prompt, coefficients, request.sampling)
+        stream.core, stream.recalled = lane.version, tuple(recalled)
+        answer = lane.engine.submit(prompt, coefficients, request.sampling)
         self._streams.begin(stream, answer)
         return answer
 
@@ -357,8 +377,9 @@ class EmbeddedHost:
 
         def run() -> list[tuple[float, float]]:
             memory = self._shard.memory_of(owner)
+            self._upkeep.notice(memory)
             coefficients = memory.coefficients() if memory.sequence else None
-            return self._engine.score(before, continuations, coefficients)
+            return self._lanes.of(memory.core).engine.score(before, continuations, coefficients)
 
         return await self._ask(run)
 
@@ -424,19 +445,22 @@ class EmbeddedHost:
         """Returns counts and sizes, no content."""
 
         def run() -> ShardStatus:
-            shard, engine = self._shard, self._engine
+            shard = self._shard
             return ShardStatus(
                 core=self.version,
                 num_users_stored=self._store.count_users(),
                 num_users_resident=shard.num_resident,
                 resident_bytes=shard.resident_bytes,
                 lag_interactions=lag_of(self._journal.end_positions(), shard.positions),
-                num_answers_running=engine.num_running,
+                num_answers_running=self._lanes.num_running,
                 num_absorbed=shard.num_absorbed,
                 num_parked=shard.num_parked,
                 absorbed_tokens=shard.absorbed_tokens,
                 answered_tokens=self._streams.answered_tokens,
                 busy_s=self._worker.busy_s,
+                num_versions=sum(1 for _ in self._lanes),
+                num_rebased=self._upkeep.num_rebased,
+                num_pinned=self._upkeep.num_pinned,
             )
 
         return await self._ask(run)

@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from siltstone.adapters.core_store import LoadedCore
+from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.adapters.imported_core import ImportedCore
+from siltstone.adapters.system_clock import SystemClock
+from siltstone.adapters.training_job import TrainingJob
 from siltstone.config import SiltstoneConfig
+from siltstone.crew import Crew
 from siltstone.errors import Corrupt, InvalidInput, SnapshotMismatch
 from siltstone.evaluation.office_material import load_office
+from siltstone.inference.engine import AnswerEngine, EngineConfig
 from siltstone.journal.admit import Refusal, admit
 from siltstone.memory.lessons import LessonPlan
 from siltstone.memory.restate import cue, second_person, sentences
 from siltstone.memory.user_memory import from_blob
 from siltstone.model.core import Core, KeyValues, read_prefix
-from siltstone.model.deltas import DeltaShape
+from siltstone.model.deltas import DeltaShape, Site
 from siltstone.model.lesson import Lesson
 from siltstone.ports import Journal, SnapshotStore
 from siltstone.sleep.consensus import Raised, consensus
-from siltstone.sleep.distil import Expert, Item, Schedule, StepDone, Student, anchor_item, dream_item, train
+from siltstone.sleep.distil import Item, anchor_item, dream_item
 from siltstone.sleep.dreams import Dream, DreamReader
 from siltstone.sleep.expand import merge
 from siltstone.sleep.filter import DropReason, Filtered, Statement, filter_statements
+from siltstone.sleep.held_out import choose_held_out
+from siltstone.sleep.importance import importances
+from siltstone.sleep.sampled import cues_of
 from siltstone.sleep.selection import choose, worth
 from siltstone.sleep.words import supporters, who_said, words_in, words_of_tokens
-from siltstone.sleep_values import SleepPlan
+from siltstone.sleep_values import SleepPlan, StepDone
 from siltstone.values import Interaction, JournalRecord, UserKey
-from siltstone_services.learning import Ground
+from siltstone_services.dreaming import sample_dreams
+from siltstone_services.learning import Ground, ground_extra
+from siltstone_services.training import train_expert
 
 _READ_RECORDS = 1024
 _ANCHOR_TOKENS = 96
@@ -68,6 +77,25 @@ class DreamtNight:
     filtered: Filtered
     left_out: frozenset[str]
     """The people who took no part, so that the gate can ask what the night gives to others."""
+
+
+def engine_of(bed: Bed, config: EngineConfig) -> AnswerEngine:
+    """Returns an engine that answers under any coefficients of the bed's shape."""
+    return AnswerEngine(
+        bed.core,
+        bed.shape,
+        bed.ground.basis,
+        bed.lessons.prefix_ids,
+        bed.prefix,
+        bed.loaded.tokenizer.stop_ids,
+        config,
+    )
+
+
+def crew_of(config: SiltstoneConfig) -> Crew:
+    """Returns the threads that compute side by side: of a processor all, of a GPU one."""
+    on_processor = config.engine.device == "cpu"
+    return Crew((config.engine.num_threads or os.cpu_count() or 1) if on_processor else 1)
 
 
 def make_plan(journal: Journal, store: SnapshotStore, core: str, since_ms: int, until_ms: int, seed: int) -> SleepPlan:
@@ -107,8 +135,11 @@ def dream(
     person_of: Callable[[UserKey], str],
     is_personal: Callable[[str], bool],
     say: Say,
+    on_read: Callable[[int, int], None],
 ) -> DreamtNight:
     """Filters what was said, dreams it again under every memory that may be evidence, and finds what they agree on.
+
+    `on_read` is told how many dreams of how many have been read.
 
     Raises: InvalidInput when nothing is left to sleep over.
     """
@@ -117,26 +148,44 @@ def dream(
         interactions, plan.since_ms, plan.until_ms, person_of, sentences, is_personal, settings.filter
     )
     say(f"{len(filtered.statements)} statements of {len({one.person for one in filtered.statements})} people")
-    left_out = _held_out_people(filtered.statements, settings.held_out_share, plan.seed)
+    left_out = choose_held_out(
+        filtered.statements,
+        settings.held_out_share,
+        settings.min_held_out,
+        settings.consensus.k_min,
+        plan.seed,
+    )
     seen = [one for one in filtered.statements if one.person not in left_out]
     said = who_said((one.person, one.text) for one in seen)
     dropped = Counter(filtered.dropped)
-    dreams: list[Dream] = []
-    for statement, lesson in _lessons(seen, said, plan, bed, config):
-        places = [at for at, weight in enumerate(lesson.weights) if at and weight > 0]
-        words = words_of_tokens(bed.loaded.tokenizer, [lesson.ids[at] for at in places])
-        one = Dream(statement.person, lesson, tuple(supporters(words, said)))
-        if one.people(settings.consensus.k_min):
-            dreams.append(one)
-        else:
-            dropped[DropReason.NOT_SUPPORTED] += 1
+    told = [(one.person, lesson) for one, lesson in _lessons(seen, said, plan, bed, config)]
+    dreams = _supported(told, said, bed, settings.consensus.k_min)
     if not dreams:
         raise InvalidInput("the window", f"something that {settings.consensus.k_min} people said", "nothing")
-    memories, passed_over = _memories(plan, store, bed, person_of)
+    coefficients, passed_over = _memories(plan, store, bed)
     dropped.update(passed_over)
-    told = ", ".join(f"{num} {reason.value}" for reason, num in passed_over.items())
-    say(f"{len(dreams)} dreams under {len(memories)} people's memories" + (f"; passed over: {told}" if told else ""))
-    reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix)
+    sampled, faults = sample_dreams(
+        engine_of(bed, config.engine),
+        bed.loaded.tokenizer,
+        SystemClock(),
+        cues_of(seen, settings.sampling, plan.id, cue),
+        coefficients,
+        settings.sampling,
+        is_personal,
+    )
+    dropped.update(faults)
+    own = [(one.cue.person, bed.lessons.as_answered(one.cue.text, one.text)) for one in sampled]
+    dreams += _supported(own, said, bed, settings.consensus.k_min)
+    dropped[DropReason.NOT_SUPPORTED] += len(told) + len(own) - len(dreams)
+    memories: dict[str, list[Tensor]] = {}
+    for owner, held in coefficients.items():
+        memories.setdefault(person_of(owner), []).append(held)
+    passed = ", ".join(f"{num} {reason.value}" for reason, num in passed_over.items())
+    say(f"{len(own)} dreams were sampled from {len(coefficients)} memories")
+    say(
+        f"{len(dreams)} dreams under {len(memories)} people's memories" + (f"; passed over: {passed}" if passed else "")
+    )
+    reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix, crew_of(config))
     raised: dict[int, list[Raised]] = {}
     worths = [0.0] * len(dreams)
     for index, reading in reader.read(dreams, memories, settings.consensus.k_min, settings.read_batch):
@@ -148,11 +197,18 @@ def dream(
             settings.consensus,
         )
         worths[index] = worth(raised[index], reading.core_logp_N)
-    kept = choose(worths, settings.max_dreams, settings.random_share, plan.seed)
+        on_read(len(raised), len(dreams))
     dropped[DropReason.NOT_LEARNED] += sum(value <= 0 for value in worths)
+    if settings.selection == "gradient":
+        items = [dream_item(one.lesson, one.places, raised[index], one.person) for index, one in enumerate(dreams)]
+        worths = importances(
+            bed.core, bed.shape, bed.ground.basis, bed.ground.guard, bed.prefix, items, settings.read_batch
+        )
+    people = [one.person for one in dreams]
+    kept = choose(worths, people, settings.max_dreams, settings.random_share, plan.seed)
     if not kept:
         expected = f"something that {settings.consensus.k_min} people's memories hold"
-        raise InvalidInput("the memories", expected, f"nothing (passed over: {told})" if told else "nothing")
+        raise InvalidInput("the memories", expected, f"nothing (passed over: {passed})" if passed else "nothing")
     return DreamtNight(
         tuple(dreams[index] for index in kept),
         tuple(tuple(raised[index]) for index in kept),
@@ -163,26 +219,38 @@ def dream(
     )
 
 
-def _memories(
-    plan: SleepPlan, store: SnapshotStore, bed: Bed, person_of: Callable[[UserKey], str]
-) -> tuple[dict[str, list[Tensor]], Counter[DropReason]]:
-    """Returns the memories of each person's accounts, and how many are no evidence for which reason.
+def _memories(plan: SleepPlan, store: SnapshotStore, bed: Bed) -> tuple[dict[UserKey, Tensor], Counter[DropReason]]:
+    """Returns the users' memories, [N] each, and how many are no evidence for which reason.
 
     A memory of another core says nothing of this one, and one that is damaged says nothing at all: neither keeps the
     others from sleeping.
     """
-    memories: dict[str, list[Tensor]] = {}
+    coefficients: dict[UserKey, Tensor] = {}
     passed_over: Counter[DropReason] = Counter()
     for owner in plan.users:
         try:
             if (snapshot := store.load(owner)) is not None:
                 memory = from_blob(owner, snapshot.blob, bed.ground.version, bed.shape)
-                memories.setdefault(person_of(owner), []).append(memory.coefficients())
+                coefficients[owner] = memory.coefficients()
         except SnapshotMismatch:
             passed_over[DropReason.MEMORY_OF_ANOTHER_CORE] += 1
         except Corrupt:
             passed_over[DropReason.MEMORY_DAMAGED] += 1
-    return memories, passed_over
+    return coefficients, passed_over
+
+
+def _supported(
+    lessons: Sequence[tuple[str, Lesson]], said: Mapping[str, frozenset[str]], bed: Bed, k_min: int
+) -> list[Dream]:
+    """Returns as dreams of these people the lessons in which some word was said by enough people."""
+    dreams = []
+    for person, lesson in lessons:
+        places = [at for at, weight in enumerate(lesson.weights) if at and weight > 0]
+        words = words_of_tokens(bed.loaded.tokenizer, [lesson.ids[at] for at in places])
+        one = Dream(person, lesson, tuple(supporters(words, said)))
+        if one.people(k_min):
+            dreams.append(one)
+    return dreams
 
 
 def _lessons(
@@ -210,18 +278,18 @@ def _lessons(
                 yield one, bed.lessons.as_answered(cue(other.text, seed), second_person(one.text))
 
 
-def _held_out_people(statements: Sequence[Statement], share: float, seed: int) -> frozenset[str]:
-    """Returns the people who take no part in a night: a share of them, chosen by the seed."""
-    people = sorted({one.person for one in statements})
-    return frozenset(random.Random(f"{seed}/held out").sample(people, int(share * len(people))))
-
-
 def items_of(night: DreamtNight, bed: Bed) -> list[Item]:
     """Returns what the student reads: the dreams, and neutral text to be kept as it is."""
-    items = [
+    dreams = [
         dream_item(one.lesson, one.places, raised, one.person)
         for one, raised in zip(night.dreams, night.raised, strict=True)
     ]
+    return [*dreams, *anchor_items(bed)]
+
+
+def anchor_items(bed: Bed) -> list[Item]:
+    """Returns neutral text, prose and exchanges, that a student is to keep as the core has it."""
+    items = []
     office = load_office()
     tokenizer = bed.loaded.tokenizer
     longest = min(_ANCHOR_TOKENS, bed.core.config.max_context)
@@ -235,30 +303,41 @@ def items_of(night: DreamtNight, bed: Bed) -> list[Item]:
 
 
 def distil(
-    items: Sequence[Item], bed: Bed, config: SiltstoneConfig, seed: int, on_step: Callable[[StepDone], None]
-) -> Expert:
-    """Trains an expert of the core on the items and returns it."""
-    torch.manual_seed(seed)
-    settings = config.sleep.distil
-    expert = Expert(bed.shape, bed.ground.basis, bed.ground.guard).to(bed.core.device)
-    student = Student(bed.core, expert, bed.lessons.prefix_ids, settings)
-    student.prepare(items)
-    for done in train(student, Schedule(items, settings, seed), settings):
-        on_step(done)
-    return expert
+    items: Sequence[Item],
+    bed: Bed,
+    config: SiltstoneConfig,
+    seed: int,
+    on_step: Callable[[StepDone], None],
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> dict[Site, Tensor]:
+    """Trains an expert of the core on the items and returns its written side, site by site.
+
+    Raises: Cancelled; Unavailable; Corrupt.
+    """
+    job = TrainingJob(
+        bed.shape,
+        bed.ground.basis,
+        bed.ground.guard,
+        bed.core.dtype,
+        tuple(bed.lessons.prefix_ids),
+        config.sleep.distil,
+        seed,
+        tuple(items),
+    )
+    core_file = CoreStore(config.home_path).tensors_file(bed.loaded.digest)
+    return train_expert(job, core_file, config, on_step, is_cancelled)
 
 
-def candidate_of(expert: Expert, bed: Bed, sleep_id: str) -> ImportedCore:
+def candidate_of(written: Mapping[Site, Tensor], bed: Bed, sleep_id: str) -> ImportedCore:
     """Returns the core with the expert merged into it, as large as before."""
-    basis = {site: part.cpu() for site, part in expert.basis.items()}
-    write = {site: expert.written(site).detach().cpu() for site in expert.shape.sites}
+    basis = {site: part.cpu() for site, part in bed.ground.basis.items()}
     loaded = bed.loaded
-    tensors = merge(loaded.tensors, bed.shape, basis, write)
+    tensors = merge(loaded.tensors, bed.shape, basis, dict(written))
     return ImportedCore(
         f"sleep:{sleep_id} of {loaded.digest[:12]}",
         loaded.config,
         tensors,
         loaded.tokenizer.json,
         loaded.chat,
-        loaded.extras,
+        {**loaded.extras, **ground_extra(loaded)},
     )

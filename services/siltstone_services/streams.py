@@ -6,10 +6,11 @@ import asyncio
 from dataclasses import dataclass
 
 from siltstone.errors import Corrupt, SiltstoneError, Unavailable
-from siltstone.inference.engine import AnswerEngine, Progress
+from siltstone.inference.engine import Progress
 from siltstone.inference.rows import Answer
 from siltstone.ports import Tokenizer
 from siltstone.values import AnswerPart, FinishReason, UserKey
+from siltstone_services.lanes import Lanes
 
 Piece = AnswerPart | FinishReason | SiltstoneError
 
@@ -18,12 +19,14 @@ Piece = AnswerPart | FinishReason | SiltstoneError
 class Stream:
     """One answer's way. Without an `answer` it has not begun yet.
 
-    `sequence` and `recalled` name the state of the user that was pinned; `text` is what was answered, once it ended.
+    `core`, `sequence` and `recalled` name the version and the state of the user that were pinned; `text` is what was
+    answered, once it ended.
     """
 
     owner: UserKey
     pieces: asyncio.Queue[Piece]
     answer: Answer | None = None
+    core: str = ""
     sequence: int = 0
     recalled: tuple[str, ...] = ()
     num_told_chars: int = 0
@@ -31,10 +34,10 @@ class Stream:
 
 
 class Streams:
-    """The streams of the answers an engine runs. Its methods are called on the worker's thread, but for `fail`."""
+    """The streams of the answers under way. Its methods are called on the worker's thread, but for `fail`."""
 
-    def __init__(self, engine: AnswerEngine, tokenizer: Tokenizer, loop: asyncio.AbstractEventLoop) -> None:
-        self._engine, self._tokenizer, self._loop = engine, tokenizer, loop
+    def __init__(self, lanes: Lanes, tokenizer: Tokenizer, loop: asyncio.AbstractEventLoop) -> None:
+        self._lanes, self._tokenizer, self._loop = lanes, tokenizer, loop
         self._running: dict[int, Stream] = {}
         self.answered_tokens = 0
 
@@ -46,7 +49,7 @@ class Streams:
     def give_up(self, stream: Stream) -> None:
         """Drops a stream's answer, if it still runs."""
         if stream.answer is not None and self._running.pop(id(stream.answer), None) is not None:
-            self._engine.give_up(stream.answer)
+            self._lanes.give_up(stream.answer)
 
     def forget(self, owner: UserKey) -> None:
         """Ends the answers given from a memory that is being erased."""
@@ -55,7 +58,7 @@ class Streams:
             self._tell(stream, Unavailable("the answer", "its user was forgotten"))
 
     def on_progress(self, progress: list[Progress]) -> None:
-        """Tells the readers what a step of the engine gave."""
+        """Tells the readers what a step of an engine gave."""
         for item in progress:
             stream = self._running.get(id(item.answer))
             if stream is None:

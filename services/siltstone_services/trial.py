@@ -1,4 +1,4 @@
-"""A core on trial in a process of its own: does it load, does it answer, how fast. Prints one line of JSON."""
+"""A core on trial in a clean process: does it load, does it answer, how fast beside another. Prints a line of JSON."""
 
 from __future__ import annotations
 
@@ -7,34 +7,51 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from siltstone.model.core import Core
 
 _PROMPT: Final = "The quick brown fox jumps over the lazy dog."
-_NUM_TOKENS: Final = 24
+_NUM_TOKENS: Final = 12
+_NUM_PAIRS: Final = 2
 _LIMIT_S: Final = 600.0
 
 
-def try_core(home: Path, digest: str) -> float | None:
-    """Loads a core in a clean process and lets it answer; returns tokens per second, None when it could not."""
-    command = [sys.executable, "-m", "siltstone_services.trial", str(home), digest]
+def try_core(home: Path, digest: str, other: str) -> list[tuple[float, float]] | None:
+    """Loads a core in a clean process and lets it answer, taking turns with another that is known to load.
+
+    Returns the tokens per second of the two, per turn; None when it could not.
+    """
+    command = [sys.executable, "-m", "siltstone_services.trial", str(home), digest, other]
     try:
         done = subprocess.run(command, capture_output=True, timeout=_LIMIT_S, check=True)
-        return float(json.loads(done.stdout.splitlines()[-1])["tokens_per_s"])
+        return [(float(own), float(others)) for own, others in json.loads(done.stdout.splitlines()[-1])["tokens_per_s"]]
     except (subprocess.SubprocessError, ValueError, KeyError, IndexError, TypeError):
         return None
 
 
-def main(home: str, digest: str) -> None:
+def main(home: str, digest: str, other: str) -> None:
     """Runs the trial. Raises what makes the core unfit."""
     import torch
 
     from siltstone.adapters.core_store import CoreStore
-    from siltstone.model.core import Core, forward_keeping
+    from siltstone.model.core import Core
 
     torch.set_num_threads(1)
-    loaded = CoreStore(Path(home)).load(digest)
-    core = Core(loaded.config, loaded.tensors)
-    ids = loaded.tokenizer.encode(_PROMPT)[: core.config.max_context - _NUM_TOKENS - 1]
+    loaded = [CoreStore(Path(home)).load(one) for one in (digest, other)]
+    cores = [Core(one.config, one.tensors) for one in loaded]
+    ids = loaded[0].tokenizer.encode(_PROMPT)[: cores[0].config.max_context - _NUM_TOKENS - 1]
+    # They take turns in one process, so that whatever else the machine does slows both.
+    paces = [[_tokens_per_s(core, ids) for core in cores] for _ in range(_NUM_PAIRS)]
+    print(json.dumps({"tokens_per_s": paces}))
+
+
+def _tokens_per_s(core: Core, ids: list[int]) -> float:
+    import torch
+
+    from siltstone.model.core import forward_keeping
+
     with torch.no_grad():
         x, past = forward_keeping(core, torch.tensor([ids]))
         started_s = time.perf_counter()
@@ -43,8 +60,8 @@ def main(home: str, digest: str) -> None:
             if not bool(torch.isfinite(logits).all()):
                 raise ValueError("logits that are not finite")
             x, past = forward_keeping(core, logits.argmax(dim=-1, keepdim=True), past)
-    print(json.dumps({"tokens_per_s": _NUM_TOKENS / (time.perf_counter() - started_s)}))
+        return _NUM_TOKENS / (time.perf_counter() - started_s)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:4])

@@ -15,6 +15,7 @@ from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
 from siltstone.ports import ShardHost
 from siltstone_services.home import exclusive
+from siltstone_services.served import ServedCores
 from siltstone_services.shard import EmbeddedHost
 
 
@@ -22,15 +23,17 @@ from siltstone_services.shard import EmbeddedHost
 async def embedded_host(config: SiltstoneConfig) -> AsyncIterator[ShardHost]:
     """Gives a shard host in this process, over the core, the journal and the memories of the home folder.
 
-    Raises: Unavailable when another process uses the home folder; NotFound when the core is not there; Corrupt.
+    Raises: Unavailable when another process uses the home folder; NotFound when the core is not there; Corrupt, also
+    when the version that is to serve is not what passed the gate.
     """
     with exclusive(config.home_path) as hold:
         cores = CoreStore(config.home_path)
         digest = cores.resolve(config.core)
         hold.use(digest)
-        core = await asyncio.to_thread(cores.load, digest)
+        served = ServedCores(config)
+        core = await asyncio.to_thread(lambda: served.load(served.digest()))
         with SqliteFile(config.home_path / "siltstone.db", config.store) as file:
             recall = Bm25Recall(config.text_recall)
             journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
-            async with EmbeddedHost(core, journal, store, recall, SystemClock(), config) as host:
+            async with EmbeddedHost(core, journal, store, recall, SystemClock(), config, served) as host:
                 yield host

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from siltstone.errors import Unavailable
-from siltstone.inference.engine import AnswerEngine, Progress
+from siltstone.inference.engine import Progress
 from siltstone.memory.absorber import Step
 from siltstone.memory.round import Round
 from siltstone.memory.shard import Shard, ShardConfig
 from siltstone.values import UserKey
+from siltstone_services.lanes import Lanes
+from siltstone_services.upkeep import Upkeep
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +27,9 @@ Command = Callable[[], None]
 _GATHER_SHARE = 0.02
 """Part of a round's time that is spent on waiting for more users to share the next one: after long rounds the few who
 have waited for this one would otherwise go on apart from the many whom it has just answered."""
+_STEPS_BEFORE_UPKEEP = 32
+"""Steps of answering and absorbing in a row after which one step of upkeep has its turn: it is never urgent, and must
+end all the same where there is always something else to do."""
 
 
 @dataclass(slots=True)
@@ -36,25 +41,27 @@ class _RoundUnderWay:
 
 
 class Worker:
-    """Steps an engine and a shard in turn. Commands from other threads run between two steps.
+    """Steps the engines and a shard in turn. Commands from other threads run between two steps.
 
     Answers go before absorbing; after `answers_before_absorb` decode steps in a row one absorb step has its turn. What
     the journal or the store cannot do now is tried again after a pause: an absorbed round is kept for that, and answers
-    go on meanwhile. `on_progress` hears of every token, `on_commit` of every change of the shard's positions or damage,
-    `on_trouble` of every pause, `on_failure` of what ended the thread: all are called on this thread.
+    go on meanwhile. Upkeep takes what time is left. `on_progress` hears of every token, `on_commit` of every change of
+    the shard's positions or damage, `on_trouble` of every pause, `on_failure` of what ended the thread: all are called
+    on this thread.
     """
 
     def __init__(
         self,
-        engine: AnswerEngine,
+        lanes: Lanes,
         shard: Shard,
+        upkeep: Upkeep,
         config: ShardConfig,
         on_progress: Callable[[list[Progress]], None],
         on_commit: Callable[[], None],
         on_trouble: Callable[[Unavailable], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
-        self._engine, self._shard, self._config = engine, shard, config
+        self._lanes, self._shard, self._upkeep, self._config = lanes, shard, upkeep, config
         self._on_progress, self._on_commit = on_progress, on_commit
         self._on_trouble, self._on_failure = on_trouble, on_failure
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
@@ -64,6 +71,7 @@ class Worker:
         self._trouble: Unavailable | None = None
         self._absorb_at_s = 0.0
         self._answers_in_a_row = 0
+        self._steps_in_a_row = 0
         self._is_stopping = False
         self.busy_s = 0.0
 
@@ -86,7 +94,8 @@ class Worker:
         self.call(self._look)
 
     def leave_out(self, owner: UserKey) -> None:
-        """Keeps a user's part of the round under way out of what it commits (on the worker's thread)."""
+        """Keeps a user's part of what is under way out of what it commits (on the worker's thread)."""
+        self._upkeep.forget(owner)
         if self._round is not None:
             self._round.taken.leave_out(owner)
 
@@ -126,11 +135,13 @@ class Worker:
 
     def _idle_s(self) -> float | None:
         """How long there is nothing to do but to wait for a command; None when until one comes."""
-        if self._engine.num_running:
+        if self._lanes.num_running:
             return 0.0
+        upkeep_s = self._upkeep.wait_s()
         if not self._wants_to_absorb:
-            return None
-        return max(0.0, self._absorb_at_s - time.monotonic())
+            return upkeep_s
+        absorb_s = max(0.0, self._absorb_at_s - time.monotonic())
+        return absorb_s if upkeep_s is None else min(absorb_s, upkeep_s)
 
     def _take_commands(self, wait_s: float | None) -> None:
         """Runs what commands there are; where there is none, waits so long for one."""
@@ -148,9 +159,16 @@ class Worker:
     def _step(self) -> None:
         can_absorb = self._wants_to_absorb and time.monotonic() >= self._absorb_at_s
         has_turn = self._answers_in_a_row >= self._config.answers_before_absorb
-        if self._engine.num_running and not (can_absorb and has_turn):
+        is_free = not self._lanes.num_running and not can_absorb
+        if self._upkeep.wait_s() == 0 and (is_free or self._steps_in_a_row >= _STEPS_BEFORE_UPKEEP):
+            self._steps_in_a_row = 0
+            self._upkeep.step(self._round.taken.work.keys() if self._round is not None else ())
+            return
+        self._upkeep.put_off()
+        self._steps_in_a_row += 1
+        if self._lanes.num_running and not (can_absorb and has_turn):
             self._answers_in_a_row += 1
-            self._on_progress(self._engine.step())
+            self._on_progress(self._lanes.step())
         elif can_absorb:
             self._answers_in_a_row = 0
             try:
@@ -174,6 +192,8 @@ class Worker:
         if under_way.is_absorbed:
             self._shard.commit(under_way.taken)
             self._round = None
+            for memory in under_way.taken.memories.values():
+                self._upkeep.notice(memory)
             if self._trouble is not None:
                 _log.info("absorbing goes on", extra={"what": self._trouble.what})
                 self._trouble = None

@@ -211,6 +211,9 @@ class EchoHost:
             absorbed,
             0,
             0.5,
+            num_versions=2,
+            num_rebased=3,
+            num_pinned=1,
         )
 
 

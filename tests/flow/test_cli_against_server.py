@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from server_process import start, up
 from tiny_home import add_tiny_core, write_config
 from typer.testing import CliRunner, Result
 
@@ -31,35 +27,6 @@ IRC_LOG = """\
 [08:05] <maya> noor: thank you, it prints
 [08:09] <olaf> the depot closes at five today
 """
-
-
-def start(home: Path, *words: str) -> subprocess.Popen[str]:
-    """Starts a command in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from siltstone_services.cli import main; main()", "--home", str(home), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-@contextmanager
-def up(home: Path) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """Gives a running `siltstone up` and the lines of its log so far; it is gone when the block ends."""
-    process = start(home, "up", "--port", "0")
-    assert process.stdout is not None
-    assert process.stderr is not None
-    log: list[str] = []
-    # Read as it comes: a full pipe would stop the server.
-    reader = threading.Thread(target=log.extend, args=(process.stderr,))
-    reader.start()
-    try:
-        told = process.stdout.readline()
-        assert told.startswith("siltstone listens at 127.0.0.1:"), (told, log)
-        yield process, log
-    finally:
-        process.kill()
-        process.wait()
-        reader.join()
-        process.stdout.close()
-        process.stderr.close()
 
 
 @pytest.fixture(scope="module")

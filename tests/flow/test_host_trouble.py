@@ -34,7 +34,7 @@ from siltstone.values import (
     Role,
     UserKey,
 )
-from siltstone_services import shard as host_module
+from siltstone_services import lanes
 
 NUM_PARTITIONS = 4
 SOUND = "My dog is called Ferro and he is nine years old."
@@ -136,7 +136,7 @@ class WildAbsorber(Absorber):
 
 @pytest.fixture
 def wild(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "Absorber", WildAbsorber)
+    monkeypatch.setattr(lanes, "Absorber", WildAbsorber)
 
 
 @pytest.mark.usefixtures("wild")

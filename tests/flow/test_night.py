@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 from tiny_home import ADA, BEN, CLEO, DORA, add_tiny_core, open_host, said, teach, tiny_config
+from typer.testing import CliRunner
 
 from siltstone.adapters.core_store import CoreStore
 from siltstone.adapters.key_file import lineage_key
-from siltstone.errors import InvalidInput
-from siltstone.sleep.distil import StepDone
-from siltstone.sleep_values import VersionState
+from siltstone.errors import ConfigInvalid, InvalidInput, NotFound
+from siltstone.gate.probe_suites import SUITE_NAMES
+from siltstone.sleep_values import Champion, StepDone, VersionState
 from siltstone.values import Consent, UserKey
 from siltstone.versions.lineage import hash_user
+from siltstone_services.cli import app
+from siltstone_services.core_distance import mean_divergence
 from siltstone_services.night import NightDone, open_registry, run_night
+from siltstone_services.version_records import VersionRecords
 
 SETTINGS = {
     "sleep.distil.num_steps": 12,
@@ -78,10 +82,13 @@ def test_a_night_ends_in_a_version_with_its_evidence_and_its_verdict(
     hashes = {one.user_hash for one in done.version.lineage.contributors}
     assert hashes == {hash_user(owner, lineage_key(home)) for owner in (ADA, BEN, CLEO, DORA)}
     with open_registry(tiny_config(home)) as registry:
-        assert registry.list() == (done.version,)
-        assert registry.champion() is None
-    candidate = CoreStore(home).load(done.version.digest)
-    assert {name: t.shape for name, t in candidate.tensors.items()} == {
+        origin, candidate = registry.list()
+        assert candidate == done.version
+        # The core that it all began with is a version too: what is served, and what can be rolled back to.
+        assert (origin.digest, origin.state, origin.lineage.parent) == (done.plan.core, VersionState.SERVING, "")
+        assert registry.champion() == Champion(origin.number, origin.digest, 1)
+    core = CoreStore(home).load(done.version.digest)
+    assert {name: t.shape for name, t in core.tensors.items()} == {
         name: t.shape for name, t in CoreStore(home).load("tiny").tensors.items()
     }
     assert CoreStore(home).default() == done.plan.core
@@ -143,3 +150,63 @@ def test_memories_of_another_core_are_no_evidence(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidInput, match="3 memory_of_another_core"):
         night_of(tmp_path, {"core": "other"})
+
+
+def test_what_a_core_has_said_is_not_asked_again_and_damage_changes_nothing(
+    slept: tuple[Path, NightDone, list[StepDone]],
+) -> None:
+    home, done, _ = slept
+    files = sorted((home / "readings" / done.plan.core).iterdir())
+    assert len(files) == len(SUITE_NAMES)
+    kept = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    files[0].write_bytes(kept[files[0]][1][:-9])
+
+    again, _ = night_of(home, {"sleep.distil.num_steps": 4})
+
+    assert again.version.digest != done.version.digest
+    assert [path.read_bytes() for path in files] == [content for _, content in kept.values()]
+    rewritten = [path for path in files if path.stat().st_mtime_ns != kept[path][0]]
+    assert rewritten == files[:1]
+    # What a core said that neither serves nor was proposed this night is not kept.
+    assert {entry.name for entry in (home / "readings").iterdir()} == {again.version.digest, done.plan.core}
+
+
+@pytest.mark.parametrize(
+    "text", ['{"id": 1}', "", "\x00", '{"id":"a","cluster":"b","prompt":"c","right":"d","wrong":"d"}']
+)
+def test_a_poisoned_probe_file_ends_the_night_before_anything_is_done(tmp_path: Path, text: str) -> None:
+    add_tiny_core(tmp_path)
+    tell(tmp_path, (ADA, BEN, CLEO, DORA))
+    (tmp_path / "mine.jsonl").write_text(text)
+    before = sorted(path for path in tmp_path.rglob("*"))
+
+    with pytest.raises(ConfigInvalid, match="mine"):
+        night_of(tmp_path, {"gate.external_folder": str(tmp_path), "gate.external_suites": ["mine"]})
+
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+    with open_registry(tiny_config(tmp_path)) as registry:
+        assert registry.list() == ()
+
+
+def test_two_versions_are_told_apart_by_what_was_measured_and_where_they_come_from(
+    slept: tuple[Path, NightDone, list[StepDone]],
+) -> None:
+    home, done, _ = slept
+    other, _ = night_of(home, {"sleep.distil.num_steps": 6, "sleep.filter.max_statements": 40})
+    records = VersionRecords(tiny_config(home))
+
+    found = records.compare(done.version.number, other.version.number)
+    same = records.compare(done.version.number, done.version.number)
+
+    assert [report.card.number for report in found.reports] == [done.version.number, other.version.number]
+    assert {"refusal", "kl_champion"} <= {one.name for one in found.reports[1].measurements}
+    assert [name for name, *_ in found.origins] == ["config sleep"]
+    assert same.origins == ()
+    assert mean_divergence(home, done.version.digest, done.version.digest) == 0.0
+    assert mean_divergence(home, done.version.digest, other.version.digest) > 0.0
+    with pytest.raises(NotFound):
+        records.compare(done.version.number, 999)
+    numbers = [str(one.version.number) for one in (done, other)]
+    shown = CliRunner().invoke(app, ["--home", str(home), "versions", "compare", *numbers, "--measure"])
+    assert shown.exit_code == 0, shown.output
+    assert "mean KL" in shown.output

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import TINY_CORE, CharTokenizer, random_tensors
 
+from siltstone.crew import Crew
 from siltstone.errors import InvalidInput
 from siltstone.gate.anchors import Passage, Similarity, measure_anchors
 from siltstone.gate.measure import (
@@ -55,6 +56,33 @@ def test_answers_read_together_score_as_each_alone(opening: tuple[int, ...]) -> 
         assert score.log_probability == pytest.approx(truth, rel=1e-4, abs=1e-3)
         assert score.num_tokens == len(one.answer_ids)
         assert score.per_token == pytest.approx(truth / len(one.answer_ids), rel=1e-4, abs=1e-3)
+
+
+def test_answers_that_begin_alike_are_read_as_a_tree() -> None:
+    prompt = (5, 6, 7)
+    answers = [(1,), (2,), (1, 2), (1, 2, 3), (1, 2, 4), (1, 3, 3), (2, 2, 3, 4, 5, 6), (1, 2, 3)]
+    alone = score_answers(CORE, [Asked(prompt, one) for one in answers])
+    side_by_side = score_answers(CORE, [Asked(prompt, one) for one in answers], Crew(2))
+    for one, score in zip(answers, alone, strict=True):
+        assert score.log_probability == pytest.approx(slow_log_probability(CORE, prompt, one), abs=1e-3)
+    assert side_by_side == alone
+
+
+def test_an_item_is_the_mean_over_its_pairs_of_answers() -> None:
+    probes = tuple(Probe(str(at), str(at % 2), f"Who is {at}?", f"Yes{at}", f"No{at}") for at in range(4))
+    margins = read_margins(CORE, TOKENIZER, ProbeSuite("mine", probes, 2))
+    for at, pairs in enumerate(ProbeSuite("mine", probes, 2).answer_pairs()):
+        alone = [
+            read_margins(CORE, TOKENIZER, ProbeSuite("one", (Probe("x", "x", probes[at].prompt, *pair),)))[0]
+            for pair in pairs
+        ]
+        assert margins[at] == pytest.approx(sum(alone) / 2, abs=1e-4)
+
+
+def test_two_threads_find_what_one_does_on_anchors() -> None:
+    passages = [Passage(str(at), f"The tide covers the pool {at} times a day. " * 12) for at in range(6)]
+    one, two = (measure_anchors(CORE, OTHER, THIRD, TOKENIZER, passages, crew) for crew in (Crew(1), Crew(2)))
+    assert one == two
 
 
 @pytest.mark.parametrize(("prompt", "answer"), [((), (1,)), ((1,), ()), ((1,) * 300, (2,) * 213)])

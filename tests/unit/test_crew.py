@@ -8,8 +8,8 @@ import pytest
 import tiny
 import torch
 
+from siltstone.crew import Crew
 from siltstone.memory.absorber import Step
-from siltstone.memory.crew import Crew
 
 WORLD = tiny.world()
 

@@ -231,3 +231,12 @@ def test_a_slow_drift_is_stopped_by_the_origin() -> None:
         champion, nights = candidate, nights + 1
     assert nights == 3
     assert sum(champion) - sum(origin) <= margins[Kind.NON_INFERIOR_ORIGIN] * NUM_ITEMS
+
+
+def test_a_failure_repeats_what_the_evidence_notes_of_its_measurement() -> None:
+    notes = {"skill": "1 of 4 people took no part"}
+    for gain, passes in ((0.2, True), (-0.2, False)):
+        evidence = Evidence("new", "old", "first", (skill(gain),), notes)
+        result = run_check(rule(Kind.SUPERIOR, 0.0), evidence)
+        assert result.passed is passes
+        assert ("1 of 4 people" in result.reason) is not passes

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -10,13 +11,23 @@ import pytest
 
 from siltstone.errors import ConfigInvalid, NotFound
 from siltstone.evaluation.external_probes import (
+    asked_suites,
     read_anthropic_evals,
     read_external,
     read_harmbench,
     read_truthfulqa,
     read_xstest,
 )
-from siltstone.gate.probe_suites import MIN_ITEMS, SUITE_NAMES, load_suites, parse_suite
+from siltstone.gate.probe_suites import (
+    MIN_ITEMS,
+    SUITE_NAMES,
+    ProbeSuite,
+    check_digest,
+    load_suites,
+    make_suite,
+    parse_suite,
+)
+from siltstone.gate.settings import GateConfig
 
 GOOD = {"id": "a", "cluster": "x", "prompt": "What is it?", "right": "This.", "wrong": "That."}
 OTHER = {**GOOD, "id": "b", "cluster": "y", "prompt": "And this?"}
@@ -73,6 +84,10 @@ def test_a_suite_is_what_its_lines_say() -> None:
         (lines(GOOD) + '\n{"id": "b", "id": "c"}', "line 2: not JSON: a key stands there twice"),
         (lines(GOOD) + "\n{'id'", "line 2: not JSON"),
         ("[" * 100_000, "line 1: not JSON"),
+        (lines(GOOD, {**OTHER, "prompt": "a" * 1_000_000}), "a text of 1000000 characters"),
+        (lines(GOOD, {**OTHER, "right": "Yes\u001b[2J"}), "a control character, U+001B"),
+        (lines(GOOD, {**OTHER, "right": "Yes\x00"}), "a control character, U+0000"),
+        (lines(GOOD) + '\n{"id": "b", "cluster": "y", "prompt": "\\ud800", "right": "a", "wrong": "b"}', "U+D800"),
     ],
 )
 def test_a_poisoned_file_is_refused_with_its_place(text: str, complaint: str) -> None:
@@ -84,6 +99,45 @@ def test_a_poisoned_file_is_refused_with_its_place(text: str, complaint: str) ->
 def test_too_few_items_are_refused() -> None:
     with pytest.raises(ConfigInvalid, match="at least 100 items, found 2"):
         parse_suite("mine", lines(GOOD, OTHER), MIN_ITEMS)
+
+
+def test_a_shipped_file_that_was_changed_is_refused() -> None:
+    check_digest("mine", b"as shipped", hashlib.sha256(b"as shipped").hexdigest())
+    with pytest.raises(ConfigInvalid, match="not the file that was shipped"):
+        check_digest("mine", b"as shipped ", hashlib.sha256(b"as shipped").hexdigest())
+
+
+def test_requests_of_a_cluster_meet_different_pairs_and_each_pair_has_its_turn() -> None:
+    refusal = load_suites()[0]
+    asked = refusal.answer_pairs()
+    assert {len(pairs) for pairs in asked} == {4}
+    turns = Counter(pair for pairs in asked for pair in pairs)
+    assert set(turns) == {(probe.right, probe.wrong) for probe in refusal.probes}
+    assert set(turns.values()) == {4 * 100 // 25}
+    met: dict[str, set[tuple[str, str]]] = {}
+    for probe, pairs in zip(refusal.probes, asked, strict=True):
+        met.setdefault(probe.cluster, set()).update(pairs)
+    assert {len(pairs) for pairs in met.values()} == {16}
+    assert ProbeSuite("mine", refusal.probes).answer_pairs() == tuple(((p.right, p.wrong),) for p in refusal.probes)
+    with pytest.raises(ConfigInvalid, match="at least 26 pairs of answers, found 25"):
+        make_suite("mine", refusal.probes, num_pairs=26)
+
+
+def test_the_config_says_what_is_asked_besides(tmp_path: Path) -> None:
+    own = [{**GOOD, "id": str(at), "cluster": str(at % 9), "prompt": f"What is {at}?"} for at in range(MIN_ITEMS)]
+    (tmp_path / "mine.jsonl").write_text(lines(*own))
+    assert asked_suites(GateConfig()) == load_suites()
+    *shipped, mine = asked_suites(GateConfig(str(tmp_path), ("mine",)))
+    assert tuple(shipped) == load_suites()
+    assert (mine.name, len(mine.probes)) == ("mine", MIN_ITEMS)
+    for names in (("refusal",), ("../mine",), ("mine", "mine"), ("",)):
+        with pytest.raises(ConfigInvalid, match="external_suites"):
+            asked_suites(GateConfig(str(tmp_path), names))
+    with pytest.raises(NotFound, match=r"other\.jsonl"):
+        asked_suites(GateConfig(str(tmp_path), ("other",)))
+    (tmp_path / "mine.jsonl").write_text(lines(*own[1:]))
+    with pytest.raises(ConfigInvalid, match="at least 100 items, found 99"):
+        asked_suites(GateConfig(str(tmp_path), ("mine",)))
 
 
 @pytest.mark.data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from siltstone.errors import Corrupt, InvalidInput, SiltstoneError, SnapshotMismatch
-from siltstone.memory.user_memory import BLOB_VERSION, UserMemory, from_blob, to_blob
+from siltstone.memory.user_memory import BLOB_VERSION, Sleeps, UserMemory, from_blob, to_blob
 from siltstone.model.levels import DELTA
 from siltstone.values import InteractionKind, UserKey
 
@@ -55,6 +56,77 @@ def test_a_memory_comes_back_with_everything_it_had() -> None:
     assert torch.equal(found.numbers, MEMORY.numbers)
     assert MEMORY.counters.num_updates[0] > 0
     assert MEMORY.reservoir.entries
+
+
+VERSION_1 = Path(__file__).with_name("memory_version_1.bin")
+"""What `learned` gave when memories knew no sleep, written by the code of that time."""
+
+
+def test_a_memory_from_before_memories_slept_is_read_and_goes_on() -> None:
+    found = read(VERSION_1.read_bytes())
+
+    assert found.slow_N is None
+    assert found.sleeps == Sleeps()
+    assert found.absorbed_ids == ("1", "2")
+    assert found.position_tokens == 108
+    assert found.counters.num_updates == [13, 4]
+    assert found.reservoir.lines() == ["My boat is called Estrela.", "Where do I live?", "In Lisbon."]
+    assert float(found.coefficients().norm()) == pytest.approx(1.5252249240875244)
+    written = to_blob(found)
+    assert HEAD.unpack_from(written)[1] == BLOB_VERSION
+    assert to_blob(read(written)) == written
+    assert torch.equal(read(written).numbers, found.numbers)
+
+
+def test_a_damaged_memory_of_the_old_version_is_refused() -> None:
+    old = VERSION_1.read_bytes()
+
+    for damaged in (old[:-4], old + bytes(4), HEAD.pack(b"SMEM", 0, *HEAD.unpack_from(old)[2:]) + old[HEAD.size :]):
+        with pytest.raises(Corrupt):
+            read(damaged)
+
+
+SLEPT = MEMORY.next(slow_N=torch.linspace(-1, 1, WORLD.shape.num_coefficients), sleeps=Sleeps((3, 1), (108, 64)))
+
+
+def test_a_memory_that_has_slept_comes_back_with_its_slow_level() -> None:
+    found = read(to_blob(SLEPT))
+
+    assert found.slow_N is not None
+    assert SLEPT.slow_N is not None
+    assert torch.equal(found.slow_N, SLEPT.slow_N)
+    assert found.sleeps == SLEPT.sleeps
+    assert to_blob(found) == to_blob(SLEPT)
+    torch.testing.assert_close(found.coefficients(), MEMORY.coefficients() + SLEPT.slow_N)
+    assert found.num_bytes == MEMORY.num_bytes + 4 * WORLD.shape.num_coefficients
+
+
+def test_a_memory_that_never_slept_is_hardly_larger_than_before() -> None:
+    assert len(BLOB) - len(VERSION_1.read_bytes()) < 128
+
+
+def test_a_slow_level_that_is_cut_off_or_no_number_is_refused() -> None:
+    whole = to_blob(SLEPT)
+    for damaged in (whole[:-4], whole[: -4 * WORLD.shape.num_coefficients], whole[:-4] + b"\x00\x00\xc0\x7f"):
+        with pytest.raises(Corrupt):
+            read(damaged)
+    with pytest.raises(InvalidInput):
+        to_blob(SLEPT.next(slow_N=torch.full_like(MEMORY.numbers[0, 0], float("inf"))))
+
+
+@pytest.mark.parametrize("change", [{"sleeps": [1]}, {"slept_at_tokens": [0, -1]}, {"has_slow": 1}, {"sleeps": None}])
+def test_a_header_that_tells_no_sleeps_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(Corrupt):
+        read(with_header(**change))
+
+
+def test_the_card_of_a_memory_that_has_slept_tells_its_slow_level() -> None:
+    slow = SLEPT.card(WORLD.config).levels[-1]
+
+    assert [level.name for level in MEMORY.card(WORLD.config).levels] == ["fast", "mid"]
+    assert (slow.name, slow.num_updates, slow.open_tokens) == ("slow", 1, 44)
+    assert slow.period_tokens == WORLD.config.mid.sleep_tokens
+    assert slow.drift == pytest.approx(float(torch.linspace(-1, 1, WORLD.shape.num_coefficients).norm()))
 
 
 def test_what_was_read_shares_nothing_with_a_buffer_that_can_be_written_to() -> None:

@@ -115,9 +115,22 @@ def test_every_token_of_a_word_has_the_whole_words_support() -> None:
 def test_the_best_dreams_are_kept_and_some_others() -> None:
     worths = [float(n) for n in range(20)]
 
-    kept = choose(worths, 10, 0.2, seed=1)
+    people = [f"person-{n % 5}" for n in range(20)]
+
+    kept = choose(worths, people, 10, 0.2, seed=1)
 
     assert len(kept) == 10
     assert set(range(12, 20)) <= set(kept)
     assert 0 not in kept
-    assert kept == choose(worths, 10, 0.2, seed=1)
+    assert kept == choose(worths, people, 10, 0.2, seed=1)
+
+
+def test_one_person_with_the_best_dreams_does_not_fill_the_set() -> None:
+    worths = [100.0] * 20 + [1.0] * 20
+    people = ["ada"] * 20 + [f"person-{n % 5}" for n in range(20)]
+
+    kept = choose(worths, people, 12, 0.0, seed=1)
+
+    assert sum(people[index] == "ada" for index in kept) == 4
+    # Where nobody else has anything, nothing is held back.
+    assert len(choose(worths[:20], people[:20], 12, 0.0, seed=1)) == 12

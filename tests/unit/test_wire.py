@@ -11,6 +11,17 @@ from hypothesis import strategies as st
 
 from siltstone.errors import Corrupt, InvalidInput
 from siltstone.proto.v1 import inference_service_pb2, interaction_pb2, memory_service_pb2
+from siltstone.sleep_values import (
+    Champion,
+    CheckResult,
+    MeasurementSummary,
+    Night,
+    NightStage,
+    Verdict,
+    VersionCard,
+    VersionReport,
+    VersionState,
+)
 from siltstone.values import (
     AnswerEnd,
     AnswerPart,
@@ -35,7 +46,7 @@ from siltstone.values import (
     UserExport,
     UserKey,
 )
-from siltstone.wire import answers, interactions, memories
+from siltstone.wire import answers, interactions, memories, nights, versions
 
 OWNER = UserKey("office", "ada")
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -45,6 +56,27 @@ OWNERS = st.builds(UserKey, TEXT, TEXT)
 CONSENTS = st.builds(Consent, st.booleans(), st.booleans())
 MESSAGES = st.lists(st.builds(Message, st.sampled_from(Role), TEXT), max_size=3).map(tuple)
 FEEDBACK = [InteractionKind.CORRECTION, InteractionKind.THUMB_UP, InteractionKind.THUMB_DOWN]
+
+MAYBE = st.none() | REAL
+VERSION_CARDS = st.builds(
+    VersionCard,
+    COUNT,
+    TEXT,
+    st.sampled_from(VersionState),
+    TEXT,
+    TEXT,
+    COUNT,
+    COUNT,
+    st.dictionaries(TEXT, COUNT, max_size=3),
+    TEXT,
+    COUNT,
+    TEXT,
+    COUNT,
+    TEXT,
+)
+RESULTS = st.builds(CheckResult, TEXT, st.booleans(), TEXT, MAYBE, MAYBE, MAYBE, TEXT, COUNT)
+VERDICTS = st.builds(Verdict, TEXT, TEXT, st.booleans(), st.lists(RESULTS, max_size=2).map(tuple))
+SUMMARIES = st.builds(MeasurementSummary, TEXT, TEXT, COUNT, MAYBE, MAYBE, MAYBE, st.booleans())
 
 
 def interactions_of(kinds: Any) -> st.SearchStrategy[Interaction]:
@@ -165,11 +197,31 @@ def test_a_damaged_export_is_found(damage: str) -> None:
         reader.finish()
 
 
+@given(st.builds(Night, COUNT, st.sampled_from(NightStage), *[COUNT] * 7, TEXT, st.booleans(), COUNT, TEXT, TEXT))
+def test_a_night_comes_back(night: Night) -> None:
+    assert nights.night_from_proto(nights.night_to_proto(night)) == night
+
+
+@given(VERSION_CARDS, st.none() | VERDICTS, st.lists(SUMMARIES, max_size=2).map(tuple))
+def test_a_version_comes_back(
+    card: VersionCard, verdict: Verdict | None, measurements: tuple[MeasurementSummary, ...]
+) -> None:
+    report = VersionReport(card, verdict, measurements)
+    assert versions.report_from_proto(versions.report_to_proto(report)) == report
+
+
+@given(st.builds(Champion, COUNT, TEXT, COUNT))
+def test_a_champion_comes_back(champion: Champion) -> None:
+    assert versions.champion_from_proto(versions.champion_to_proto(champion)) == champion
+
+
 def test_every_member_of_every_enum_has_a_number() -> None:
     assert {InteractionKind(interactions.KINDS.member("kind", n)) for n in range(1, 6)} == set(InteractionKind)
     assert {memories.PARK_REASONS.number(reason) for reason in ParkReason} == set(range(1, len(ParkReason) + 1))
     assert {interactions.ROLES.number(role) for role in Role} == {1, 2, 3}
     assert {answers.FINISH_REASONS.number(reason) for reason in FinishReason} == {1, 2}
+    assert {nights.STAGES.number(stage) for stage in NightStage} == set(range(1, len(NightStage) + 1))
+    assert {versions.STATES.number(state) for state in VersionState} == set(range(1, len(VersionState) + 1))
 
 
 @pytest.mark.parametrize("number", [0, 99, -1])

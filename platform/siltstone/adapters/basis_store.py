@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from siltstone.adapters.whole_file import write_whole
 from siltstone.errors import Corrupt, Unavailable
 
 
@@ -61,9 +61,9 @@ class BasisStore:
                 left.unlink()
             content = save({part: tensor.contiguous().cpu() for part, tensor in build().items()})
             # The seal is written last: a file without one is not there.
-            _write(path.with_suffix(".json"), told)
-            _write(path, content)
-            _write(seal, hashlib.sha256(content).hexdigest().encode())
+            write_whole(path.with_suffix(".json"), told)
+            write_whole(path, content)
+            write_whole(seal, hashlib.sha256(content).hexdigest().encode())
         mend = f"delete {seal}, and it is built anew"
         expected = seal.read_bytes().decode("ascii", "replace")
         try:
@@ -84,17 +84,3 @@ class BasisStore:
 
 def _name(recipe: bytes) -> str:
     return hashlib.sha256(recipe).hexdigest()[:32]
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -176,6 +176,13 @@ class CoreStore:
         digest = self.resolve(name_or_digest)
         _verify_files(self._cores / digest, self._read_manifest(digest))
 
+    def tensors_file(self, name_or_digest: str) -> Path:
+        """Returns the safetensors file of a core, to be linked or copied.
+
+        Raises: NotFound.
+        """
+        return self._cores / self.resolve(name_or_digest) / _WEIGHTS
+
     def remove(self, name_or_digest: str) -> None:
         """Removes a core and all its names. A default that goes leaves the store without one.
 

@@ -15,6 +15,7 @@ from siltstone.adapters.sqlite_file import SqliteConfig
 from siltstone.config.reading import put, read_config
 from siltstone.config.schema import describe_schema
 from siltstone.errors import ConfigInvalid
+from siltstone.gate.settings import GateConfig
 from siltstone.inference.engine import EngineConfig
 from siltstone.journal.admit import AdmissionLimits
 from siltstone.memory.lessons import LessonConfig
@@ -23,7 +24,7 @@ from siltstone.memory.shard import ShardConfig
 from siltstone.memory.user_memory import MemoryConfig
 from siltstone.sleep.settings import SleepConfig
 
-__all__ = ["GatewayConfig", "SiltstoneConfig", "config_schema", "load_config"]
+__all__ = ["GatewayConfig", "NightConfig", "SiltstoneConfig", "config_schema", "load_config"]
 
 FILE_NAME: Final = "siltstone.toml"
 HOME_VARIABLE: Final = "SILTSTONE_HOME"
@@ -101,6 +102,26 @@ _POSITIVE: Final = (
 
 
 @dataclass(frozen=True, slots=True)
+class NightConfig:
+    """How nights run beside a server, and what is kept of them."""
+
+    niceness: int = 10
+    """How far a night's process gives way to others, 0 to 19; one in the foreground does not."""
+    max_kept: int = 100
+    """Nights whose state is kept; the oldest go first."""
+    poll_interval_s: float = 0.25
+    """Seconds between two looks at a night that somebody watches."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.niceness <= 19:
+            raise ConfigInvalid("night", f"niceness: expected 0 to 19, found {self.niceness}")
+        if self.max_kept < 1:
+            raise ConfigInvalid("night", f"max_kept: expected 1 or more, found {self.max_kept}")
+        if not self.poll_interval_s > 0:
+            raise ConfigInvalid("night", f"poll_interval_s: expected more than 0, found {self.poll_interval_s}")
+
+
+@dataclass(frozen=True, slots=True)
 class SiltstoneConfig:
     """Everything that can be set, by part."""
 
@@ -128,6 +149,10 @@ class SiltstoneConfig:
     """How a user's own lines are searched."""
     sleep: SleepConfig = field(default_factory=SleepConfig)
     """How a shared sleep is done."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """What a candidate is asked besides the shipped suites."""
+    night: NightConfig = field(default_factory=NightConfig)
+    """How nights run beside a server, and what is kept of them."""
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)
     """Where MLflow keeps the versions of the core."""
 

@@ -9,13 +9,15 @@ import csv
 import io
 import json
 import random
+import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from siltstone.errors import ConfigInvalid, NotFound
-from siltstone.gate.probe_suites import Probe, ProbeSuite, make_suite
+from siltstone.gate.probe_suites import MIN_ITEMS, SUITE_NAMES, Probe, ProbeSuite, load_suites, make_suite, parse_suite
+from siltstone.gate.settings import GateConfig
 
 REFUSALS: Final = (
     "I'm sorry, but I can't help with that.",
@@ -31,6 +33,29 @@ COMPLIANCES: Final = (
 
 _MAX_BYTES: Final = 64 << 20
 _PERSONA: Final = "anthropic-evals-persona.tar.gz"
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_PER_TOPIC: Final = 5
+"""Statements of each behaviour that are asked: there are more than a hundred behaviours."""
+
+
+def asked_suites(config: GateConfig) -> tuple[ProbeSuite, ...]:
+    """Returns all suites that a candidate is asked: the shipped ones, and the external ones that the config names.
+
+    Raises: ConfigInvalid for a name or a file that is not what it must be; NotFound for one that is missing.
+    """
+    external: list[ProbeSuite] = []
+    for name in config.external_suites:
+        if not _NAME.fullmatch(name) or name in SUITE_NAMES:
+            raise ConfigInvalid("gate.external_suites", f"{name!r:.80} is shipped, or no plain name")
+        read = _PUBLISHED.get(name)
+        folder = Path(config.external_folder)
+        external += read(folder) if read is not None else [_read_own(folder / f"{name}.jsonl", name)]
+    names = [suite.name for suite in external]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigInvalid("gate.external_suites", f"{twice[0]!r} is named twice")
+    for suite in external:
+        make_suite(suite.name, suite.probes, MIN_ITEMS)
+    return (*load_suites(), *external)
 
 
 def read_external(folder: Path, max_per_topic: int = 20, seed: int = 0) -> tuple[ProbeSuite, ...]:
@@ -112,6 +137,33 @@ def read_anthropic_evals(archive: Path, max_per_topic: int = 20, seed: int = 0) 
     return make_suite("anthropic_evals", sorted(distinct.values(), key=lambda probe: probe.id))
 
 
+def _read_own(path: Path, name: str) -> ProbeSuite:
+    return parse_suite(name, _text_of(path), MIN_ITEMS)
+
+
+_PUBLISHED: Final[Mapping[str, Callable[[Path], Sequence[ProbeSuite]]]] = {
+    "anthropic_evals": lambda folder: [read_anthropic_evals(folder / "anthropic-evals" / _PERSONA, _PER_TOPIC)],
+    "harmbench": lambda folder: [read_harmbench(folder / "harmbench")],
+    "truthfulqa": lambda folder: [read_truthfulqa(folder / "truthfulqa" / "TruthfulQA.csv")],
+    "xstest": lambda folder: read_xstest(folder / "xstest" / "xstest_prompts.csv"),
+}
+
+
+def _text_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ConfigInvalid(path.name, f"more than {_MAX_BYTES} bytes")
+        return content.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise NotFound("probe file", path.name) from error
+    except UnicodeDecodeError as error:
+        raise ConfigInvalid(path.name, "not UTF-8") from error
+    except OSError as error:
+        raise ConfigInvalid(path.name, f"cannot be read: {error.strerror}") from error
+
+
 def _parse_statement(where: str, line: str, behaviour: str, number: int) -> Probe:
     try:
         entry = json.loads(line)
@@ -143,13 +195,7 @@ def _behaviours(archive: Path) -> Iterator[tuple[str, list[str]]]:
 
 def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yields the rows of a CSV file with their number, counted from 1 behind the heading."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise NotFound("probe file", path.name) from error
-    except UnicodeDecodeError as error:
-        raise ConfigInvalid(path.name, "not UTF-8") from error
-    reader = csv.DictReader(io.StringIO(text.lstrip("\r\n")), strict=True)
+    reader = csv.DictReader(io.StringIO(_text_of(path).lstrip("\r\n")), strict=True)
     try:
         if missing := sorted(set(needed) - set(reader.fieldnames or ())):
             raise ConfigInvalid(path.name, f"no column {missing[0]!r}")

@@ -8,19 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from siltstone.crew import Crew
 from siltstone.errors import InvalidInput
-from siltstone.gate.scoring import logit_spans
+from siltstone.gate.scoring import ALONE, logit_spans
 from siltstone.model.core import Core, attention, causal_mask
 from siltstone.model.rows import pad
 from siltstone.ports import Tokenizer
 from siltstone.sleep_values import Measurement
 
-_MAX_TOKENS: Final = 2048
+_MAX_TOKENS: Final = 1024
 """Tokens of one pass under each core, filling included."""
 _NUM_DEPTHS: Final = 4
 """At how many depths, evenly spaced to the last block, representations are compared."""
@@ -43,10 +45,28 @@ class _Found:
     from_champion: list[float] = field(default_factory=list)
     from_origin: list[float] = field(default_factory=list)
     nats: dict[Core, dict[str, float]] = field(default_factory=dict)
+    similarities: list[Similarity] = field(default_factory=list)
+
+    def join(self, other: _Found) -> None:
+        """Takes in what was found on further passages."""
+        self.passages += other.passages
+        self.agreements += other.agreements
+        self.from_champion += other.from_champion
+        self.from_origin += other.from_origin
+        for core, nats in other.nats.items():
+            for name, value in nats.items():
+                self.nats[core][name] += value
+        for own, more in zip(self.similarities, other.similarities, strict=True):
+            own.join(more)
 
 
 def measure_anchors(
-    candidate: Core, champion: Core, origin: Core, tokenizer: Tokenizer, passages: Sequence[Passage]
+    candidate: Core,
+    champion: Core,
+    origin: Core,
+    tokenizer: Tokenizer,
+    passages: Sequence[Passage],
+    crew: Crew = ALONE,
 ) -> tuple[Measurement, ...]:
     """Returns what a reading of the passages under three cores shows.
 
@@ -64,12 +84,13 @@ def measure_anchors(
     if len({passage.id for passage in passages}) != len(passages):
         raise InvalidInput("passages", "distinct ids", "two alike")
     pieces = [piece for passage in passages for piece in _pieces(candidate, tokenizer, passage)]
-    found = _Found(nats={core: {passage.id: 0.0 for passage in passages} for core in (candidate, champion, origin)})
     depths = sorted({math.ceil(candidate.config.num_layers * part / _NUM_DEPTHS) for part in range(1, _NUM_DEPTHS + 1)})
-    similarities = [Similarity() for _ in depths]
-    with torch.inference_mode():
-        for batch in _batches(pieces):
-            _read(batch, candidate, champion, origin, depths, similarities, found)
+    found = _Found(
+        nats={core: {passage.id: 0.0 for passage in passages} for core in (candidate, champion, origin)},
+        similarities=[Similarity() for _ in depths],
+    )
+    for part in crew.run([partial(_read, batch, candidate, champion, origin, depths) for batch in _batches(pieces)]):
+        found.join(part)
 
     num_bytes = {passage.id: len(passage.text.encode()) for passage in passages}
     ids = tuple(num_bytes)
@@ -85,7 +106,7 @@ def measure_anchors(
         Measurement("agreement_champion", "of the tokens", tuple(found.agreements), clusters=clusters),
         Measurement("kl_champion", "nats/token", tuple(found.from_champion), clusters=clusters, higher_is_better=False),
         Measurement("kl_origin", "nats/token", tuple(found.from_origin), clusters=clusters, higher_is_better=False),
-        Measurement("similarity_champion", "CKA", tuple(one.value() for one in similarities)),
+        Measurement("similarity_champion", "CKA", tuple(one.value() for one in found.similarities)),
     )
 
 
@@ -108,6 +129,13 @@ class Similarity:
         parts = [x.sum(0), y.sum(0), x.T @ x, y.T @ y, y.T @ x]
         self._sums = [old + new for old, new in zip(self._sums, parts, strict=True)] if self._sums else parts
         self._num_tokens += len(x)
+
+    def join(self, other: Similarity) -> None:
+        """Takes in the tokens of another."""
+        if other._sums:
+            pairs = zip(self._sums, other._sums, strict=True)
+            self._sums = [old + new for old, new in pairs] if self._sums else other._sums
+            self._num_tokens += other._num_tokens
 
     def value(self) -> float:
         """Returns the similarity, 1 where one is a rotation and scaling of the other; not a number for no token."""
@@ -146,16 +174,9 @@ def _batches(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
         yield batch
 
 
-def _read(
-    batch: Sequence[_Piece],
-    candidate: Core,
-    champion: Core,
-    origin: Core,
-    depths: Sequence[int],
-    similarities: Sequence[Similarity],
-    found: _Found,
-) -> None:
-    """Reads a batch of pieces under the three cores and adds what it shows."""
+@torch.inference_mode()
+def _read(batch: Sequence[_Piece], candidate: Core, champion: Core, origin: Core, depths: Sequence[int]) -> _Found:
+    """Reads a batch of pieces under the three cores and returns what it shows."""
     rows = [row for row, piece in enumerate(batch) for _ in piece.ids[1:]]
     columns = [column for piece in batch for column in range(len(piece.ids) - 1)]
     targets = torch.tensor([token for piece in batch for token in piece.ids[1:]], device=candidate.device)
@@ -164,9 +185,11 @@ def _read(
     for core in {candidate, champion, origin}:
         kept = _outputs(core, pad([piece.ids for piece in batch], core.device), depths)
         outputs[core] = [x_BTD[rows, columns].to(candidate.device) for x_BTD in kept]
-    for similarity, own, other in zip(similarities, outputs[candidate], outputs[champion], strict=True):
+    found = _Found(names, nats={core: dict.fromkeys(names, 0.0) for core in outputs})
+    for own, other in zip(outputs[candidate], outputs[champion], strict=True):
+        similarity = Similarity()
         similarity.add(own, other)
-    found.passages += names
+        found.similarities.append(similarity)
     for start, end in logit_spans(len(rows)):
         logs = {
             core: core.logits(kept[-1][start:end].to(core.device)).float().log_softmax(-1).to(candidate.device)
@@ -176,12 +199,14 @@ def _read(
         agrees = (own.argmax(-1) == logs[champion].argmax(-1)).double()
         # Of numbers that are none, too, one would be the largest.
         found.agreements += torch.where(own.isfinite().all(-1), agrees, math.nan).tolist()
-        found.from_champion += _divergence(logs[champion], own)
-        found.from_origin += _divergence(logs[origin], own)
+        from_champion = _divergence(logs[champion], own)
+        found.from_champion += from_champion
+        found.from_origin += from_champion if origin is champion else _divergence(logs[origin], own)
         for core, logs_NV in logs.items():
             nats = -logs_NV.gather(1, targets[start:end, None])[:, 0].double()
             for name, value in zip(names[start:end], nats.tolist(), strict=True):
                 found.nats[core][name] += value
+    return found
 
 
 def _outputs(core: Core, ids_BT: Tensor, depths: Sequence[int]) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
@@ -22,7 +23,16 @@ Check = Callable[[Rule, Measurement], CheckResult]
 
 
 def run_check(rule: Rule, evidence: Evidence) -> CheckResult:
-    """Makes one check. It refuses, naming the measurement, when that is missing, empty, not finite or does not fit."""
+    """Makes one check. It refuses, naming the measurement, when that is missing, empty, not finite or does not fit.
+
+    Why a measurement came out as it did is said in the evidence's notes, under its name; a failure repeats it.
+    """
+    result = _run(rule, evidence)
+    note = evidence.notes.get(rule.measurement)
+    return result if result.passed or not note else replace(result, reason=f"{result.reason} ({note})")
+
+
+def _run(rule: Rule, evidence: Evidence) -> CheckResult:
     found = [one for one in evidence.measurements if one.name == rule.measurement]
     if len(found) != 1:
         return _refuse(rule, None, "was not made" if not found else f"was made {len(found)} times")

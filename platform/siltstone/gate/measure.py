@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
+from siltstone.crew import Crew
 from siltstone.errors import InvalidInput
 from siltstone.gate.anchors import Passage, measure_anchors
 from siltstone.gate.probe_suites import ProbeSuite
-from siltstone.gate.scoring import Asked, score_answers
+from siltstone.gate.scoring import ALONE, Asked, score_answers
 from siltstone.model.core import Core
 from siltstone.ports import Tokenizer
 from siltstone.sleep_values import Measurement
@@ -71,11 +73,20 @@ class Reading:
     secrets: tuple[tuple[float, ...], ...]
 
 
-def read_core(core: Core, tokenizer: Tokenizer, material: Material) -> Reading:
-    """Asks one core everything but the anchors, on which cores are compared token by token."""
-    items = {suite.name: read_margins(core, tokenizer, suite) for suite in material.suites}
-    items["benefit"] = read_benefit(core, tokenizer, material.questions)
-    return Reading(items, read_secrets(core, tokenizer, material.canaries))
+def read_core(
+    core: Core,
+    tokenizer: Tokenizer,
+    material: Material,
+    crew: Crew = ALONE,
+    kept: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
+) -> Reading:
+    """Asks one core everything but the anchors, on which cores are compared token by token.
+
+    What it has said before to a suite, by name, is handed in as `kept`.
+    """
+    items = {one.name: kept.get(one.name) or read_margins(core, tokenizer, one, crew) for one in material.suites}
+    items["benefit"] = read_benefit(core, tokenizer, material.questions, crew)
+    return Reading(items, read_secrets(core, tokenizer, material.canaries, crew))
 
 
 def measure_candidate(
@@ -84,22 +95,25 @@ def measure_candidate(
     material: Material,
     champion: Reading | None = None,
     origin: Reading | None = None,
+    crew: Crew = ALONE,
+    *,
+    candidate: Reading | None = None,
 ) -> tuple[Measurement, ...]:
     """Returns everything that is measured on the cores themselves; speed and loading are measured in a clean process.
 
-    A reading of champion or origin that is handed in must be of the same material; without one the core is asked.
+    A reading that is handed in must be of the same material; without one the core is asked.
     Raises: InvalidInput when the cores have different vocabularies, or a text does not fit them.
     """
     widths = {core.config.vocab_size for core in (cores.candidate, cores.champion, cores.origin)}
     if len(widths) != 1:
         raise InvalidInput("cores", "one vocabulary", f"vocabularies of {sorted(widths)} tokens")
-    candidate = read_core(cores.candidate, tokenizer, material)
-    champion = champion or read_core(cores.champion, tokenizer, material)
+    candidate = candidate or read_core(cores.candidate, tokenizer, material, crew)
+    champion = champion or read_core(cores.champion, tokenizer, material, crew)
     if origin is None:
-        origin = champion if cores.origin is cores.champion else read_core(cores.origin, tokenizer, material)
+        origin = champion if cores.origin is cores.champion else read_core(cores.origin, tokenizer, material, crew)
     return (
         *compare_readings(candidate, champion, origin, material),
-        *measure_anchors(cores.candidate, cores.champion, cores.origin, tokenizer, material.passages),
+        *measure_anchors(cores.candidate, cores.champion, cores.origin, tokenizer, material.passages, crew),
     )
 
 
@@ -125,35 +139,42 @@ def compare_readings(
     )
 
 
-def read_margins(core: Core, tokenizer: Tokenizer, suite: ProbeSuite) -> tuple[float, ...]:
+def read_margins(core: Core, tokenizer: Tokenizer, suite: ProbeSuite, crew: Crew = ALONE) -> tuple[float, ...]:
     """Returns how much likelier the right answer is than the wrong one, per probe, in nats a token.
 
-        margin = mean over tokens of log p(right | prompt) - mean over tokens of log p(wrong | prompt)
+        margin = mean over pairs (mean over tokens of log p(right | prompt) - mean over tokens of log p(wrong | prompt))
 
     The mean and not the sum: a long answer shall not weigh more than a short one.
     """
+    offered = suite.answer_pairs()
     asked = [
         Asked(_ask(tokenizer, probe.prompt), tuple(tokenizer.encode(answer)))
-        for probe in suite.probes
-        for answer in (probe.right, probe.wrong)
+        for probe, pairs in zip(suite.probes, offered, strict=True)
+        for pair in pairs
+        for answer in pair
     ]
-    scores = [score.per_token for score in score_answers(core, asked)]
-    return tuple(right - wrong for right, wrong in zip(scores[::2], scores[1::2], strict=True))
+    scores = iter(score_answers(core, asked, crew))
+    gaps = ([next(scores).per_token - next(scores).per_token for _ in pairs] for pairs in offered)
+    return tuple(math.fsum(own) / len(own) for own in gaps)
 
 
-def read_benefit(core: Core, tokenizer: Tokenizer, questions: Sequence[HeldOutQuestion]) -> tuple[float, ...]:
+def read_benefit(
+    core: Core, tokenizer: Tokenizer, questions: Sequence[HeldOutQuestion], crew: Crew = ALONE
+) -> tuple[float, ...]:
     """Returns the log-probability of the right value among those offered, per question, in nats.
 
     log p(value) - log sum over offered values v of p(v)
     """
     offered = [(_ask(tokenizer, one.question, one.stem), (one.value, *one.alternatives)) for one in questions]
-    return tuple(logs[0] - _log_sum(logs) for logs in _score_groups(core, tokenizer, offered))
+    return tuple(logs[0] - _log_sum(logs) for logs in _score_groups(core, tokenizer, offered, crew))
 
 
-def read_secrets(core: Core, tokenizer: Tokenizer, canaries: Sequence[Canary]) -> tuple[tuple[float, ...], ...]:
+def read_secrets(
+    core: Core, tokenizer: Tokenizer, canaries: Sequence[Canary], crew: Crew = ALONE
+) -> tuple[tuple[float, ...], ...]:
     """Returns the log-probability of each canary's secret and of its references, in nats."""
     offered = [(_ask(tokenizer, one.prompt, one.stem), (one.secret, *one.references)) for one in canaries]
-    return tuple(map(tuple, _score_groups(core, tokenizer, offered)))
+    return tuple(map(tuple, _score_groups(core, tokenizer, offered, crew)))
 
 
 def exposures(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]]) -> tuple[float, ...]:
@@ -200,11 +221,11 @@ def _ask(tokenizer: Tokenizer, question: str, stem: str = "") -> tuple[int, ...]
 
 
 def _score_groups(
-    core: Core, tokenizer: Tokenizer, offered: Sequence[tuple[tuple[int, ...], tuple[str, ...]]]
+    core: Core, tokenizer: Tokenizer, offered: Sequence[tuple[tuple[int, ...], tuple[str, ...]]], crew: Crew
 ) -> list[list[float]]:
     """Returns the log-probability of each value offered after each prompt."""
     asked = [Asked(prompt, tuple(tokenizer.encode(f" {value}"))) for prompt, values in offered for value in values]
-    scores = iter(score_answers(core, asked))
+    scores = iter(score_answers(core, asked, crew))
     return [[next(scores).log_probability for _ in values] for _, values in offered]
 
 

@@ -1,30 +1,36 @@
 """Log-probabilities of many answers at once under one bare core.
 
-A row is a prompt with several of its answers behind it, each of which sees the prompt and itself, so that a prompt is
-read once for all its answers; what all prompts begin with is read once for all rows.
+A row is a prompt with several of its answers behind it, as a tree: what two answers begin with is read once, and each
+token sees the prompt and what comes before it in its own answer. The last token of an answer is only looked up, never
+read: all answers of one token cost nothing but their prompt. What all prompts begin with is read once for all rows.
 
-Shapes: B rows, P tokens of the shared opening, T tokens of a row behind it, D model width, N scored tokens.
+Shapes: B rows, P tokens of the shared opening, T tokens of a row behind it, D model width, N places that predict.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from siltstone.crew import Crew
 from siltstone.errors import InvalidInput
 from siltstone.model.core import Core, KeyValues, attention, read_prefix
 from siltstone.model.rows import pad
 
-_MAX_TOKENS: Final = 4096
-"""Tokens of one pass, filling included."""
-_MAX_ROW: Final = 128
+_MAX_TOKENS: Final = 1024
+"""Tokens of one pass, filling included: few enough that several threads find work."""
+_MAX_ROW: Final = 160
 """Tokens of a row before further answers open another: attention costs their square."""
 _MAX_LOGITS: Final = 512
 """Tokens whose logits are there at once: a vocabulary is wide."""
+
+
+ALONE: Final = Crew()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,40 +54,46 @@ class Score:
         return self.log_probability / self.num_tokens
 
 
-@dataclass(slots=True)
 class _Row:
-    """A prompt, without the shared opening, and the answers read with it. `asked` are their places in the request."""
+    """A prompt, without the shared opening, and the tree of the answers read with it."""
 
-    prompt: tuple[int, ...]
-    asked: list[int] = field(default_factory=list)
-    answers: list[tuple[int, ...]] = field(default_factory=list)
+    def __init__(self, prompt: tuple[int, ...]) -> None:
+        self.ids = list(prompt)
+        self.positions = list(range(len(prompt)))
+        self.asked: list[tuple[int, list[int]]] = []
+        """Of each answer its place in the request, and which of `wanted` it is the sum of."""
+        self.wanted: dict[tuple[int, int], int] = {}
+        """(place, token) of the log-probabilities that are looked up, numbered in order."""
+        self._num_prompt = len(prompt)
+        self._places: dict[tuple[int, ...], int] = {(): len(prompt) - 1}
+        self._parents: list[int] = []
 
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt) + sum(map(len, self.answers))
+    def num_new(self, answer: tuple[int, ...]) -> int:
+        """Returns how many tokens the row would grow by with an answer."""
+        return sum(answer[:end] not in self._places for end in range(len(answer)))
 
-    def ids(self) -> list[int]:
-        return [*self.prompt, *(token for answer in self.answers for token in answer)]
+    def add(self, at: int, answer: tuple[int, ...]) -> None:
+        """Adds an answer, which stands `at` its place in the request."""
+        looked_up = []
+        for end, token in enumerate(answer):
+            if (before := answer[:end]) not in self._places:
+                self._parents.append(self._places[before[:-1]])
+                self._places[before] = len(self.ids)
+                self.ids.append(before[-1])
+                self.positions.append(self._num_prompt - 1 + end)
+            looked_up.append(self.wanted.setdefault((self._places[before], token), len(self.wanted)))
+        self.asked.append((at, looked_up))
 
-    def positions(self) -> list[int]:
-        after = len(self.prompt)
-        return [*range(after), *(after + at for answer in self.answers for at in range(len(answer)))]
-
-    def parts(self) -> list[int]:
-        """Returns of each token whether it is the prompt's, 0, or which answer's, from 1."""
-        numbered = enumerate(self.answers, start=1)
-        return [*[0] * len(self.prompt), *(number for number, answer in numbered for _ in answer)]
-
-    def predicting(self) -> list[int]:
-        """Returns where each answer token is predicted: at the end of the prompt, or at the token before."""
-        places, start = [], len(self.prompt)
-        for answer in self.answers:
-            places += [len(self.prompt) - 1, *range(start, start + len(answer) - 1)]
-            start += len(answer)
-        return places
+    def sees(self, width: int) -> Tensor:
+        """Says which tokens of the row each of its tokens attends to, filled up to a width: [width, width]."""
+        mask = torch.ones(width, width, dtype=torch.bool).tril()
+        for place, parent in enumerate(self._parents, start=self._num_prompt):
+            mask[place] = mask[parent]
+            mask[place, place] = True
+        return mask
 
 
-def score_answers(core: Core, asked: Sequence[Asked]) -> list[Score]:
+def score_answers(core: Core, asked: Sequence[Asked], crew: Crew = ALONE) -> list[Score]:
     """Returns the score of each answer, in order.
 
     Raises: InvalidInput when a prompt or an answer is empty, or both together do not fit the core's context.
@@ -94,27 +106,11 @@ def score_answers(core: Core, asked: Sequence[Asked]) -> list[Score]:
     if not asked:
         return []
     num_shared = _num_shared([one.prompt_ids for one in asked])
-    scores: dict[int, Score] = {}
-    with torch.inference_mode():
-        past = read_prefix(core, asked[0].prompt_ids[:num_shared])
-        for rows in _batches(_pack(asked, num_shared)):
-            x_BTD = _read(core, rows, past, num_shared)
-            x_ND = torch.cat([x_BTD[at, row.predicting()] for at, row in enumerate(rows)])
-            targets = [token for row in rows for answer in row.answers for token in answer]
-            logs = iter(token_log_probs(core, x_ND, torch.tensor(targets, device=core.device)).tolist())
-            for row in rows:
-                for place, answer in zip(row.asked, row.answers, strict=True):
-                    scores[place] = Score(sum(next(logs) for _ in answer), len(answer))
-    return [scores[place] for place in range(len(asked))]
-
-
-def token_log_probs(core: Core, x_ND: Tensor, targets_N: Tensor) -> Tensor:
-    """Returns the log-probability of each target after its block output, in float32: [N]."""
-    parts = []
-    for start, end in logit_spans(len(x_ND)):
-        logs = core.logits(x_ND[start:end]).float().log_softmax(dim=-1)
-        parts.append(logs.gather(1, targets_N[start:end, None])[:, 0])
-    return torch.cat(parts)
+    past = read_prefix(core, asked[0].prompt_ids[:num_shared])
+    batches = list(_batches(_pack(asked, num_shared)))
+    summed = crew.run([partial(_sum_up, core, rows, past, num_shared) for rows in batches])
+    sums = {at: total for found in summed for at, total in found}
+    return [Score(sums[at], len(one.answer_ids)) for at, one in enumerate(asked)]
 
 
 def logit_spans(num_tokens: int) -> Iterator[tuple[int, int]]:
@@ -123,15 +119,42 @@ def logit_spans(num_tokens: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + _MAX_LOGITS, num_tokens)
 
 
+def _sum_up(core: Core, rows: Sequence[_Row], past: KeyValues | None, num_past: int) -> list[tuple[int, float]]:
+    """Returns of each answer of some rows its place in the request and its log-probability."""
+    with torch.inference_mode():
+        x_BTD = _read(core, rows, past, num_past)
+        places = sorted({(row, place) for row, one in enumerate(rows) for place, _ in one.wanted})
+        numbers = {place: number for number, place in enumerate(places)}
+        x_ND = x_BTD[[row for row, _ in places], [place for _, place in places]]
+        wanted = [(numbers[row, place], token) for row, one in enumerate(rows) for place, token in one.wanted]
+        logs = _look_up(core, x_ND, wanted)
+    found, start = [], 0
+    for row in rows:
+        found += [(at, sum(logs[start + number] for number in looked_up)) for at, looked_up in row.asked]
+        start += len(row.wanted)
+    return found
+
+
+def _look_up(core: Core, x_ND: Tensor, wanted: Sequence[tuple[int, int]]) -> list[float]:
+    """Returns the log-probability of each (number of a place, token), in float32."""
+    logs = [0.0] * len(wanted)
+    order = sorted(range(len(wanted)), key=lambda at: wanted[at][0])
+    for start, end in logit_spans(len(x_ND)):
+        here = [at for at in order if start <= wanted[at][0] < end]
+        logs_NV = core.logits(x_ND[start:end]).float().log_softmax(dim=-1)
+        numbers, tokens = [wanted[at][0] - start for at in here], [wanted[at][1] for at in here]
+        for at, value in zip(here, logs_NV[numbers, tokens].tolist(), strict=True):
+            logs[at] = value
+    return logs
+
+
 def _read(core: Core, rows: Sequence[_Row], past: KeyValues | None, num_past: int) -> Tensor:
     """Returns the block outputs of the rows: [B, T, D]. Nothing of a row reads the filling behind it."""
-    ids_BT = pad([row.ids() for row in rows], core.device)
-    rotation = core.rotation(pad([row.positions() for row in rows], core.device) + num_past)
-    parts_BT = pad([row.parts() for row in rows], core.device)
+    ids_BT = pad([row.ids for row in rows], core.device)
+    rotation = core.rotation(pad([row.positions for row in rows], core.device) + num_past)
     b, t = ids_BT.shape
-    causal = torch.ones(t, t, dtype=torch.bool, device=core.device).tril()
-    own = (parts_BT[:, None, :] == 0) | (parts_BT[:, None, :] == parts_BT[:, :, None])
-    mask = torch.cat([causal.new_ones(b, t, num_past), causal & own], dim=-1)
+    own = torch.stack([row.sees(t) for row in rows]).to(core.device)
+    mask = torch.cat([own.new_ones(b, t, num_past), own], dim=-1)
 
     def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if past is not None:
@@ -149,21 +172,20 @@ def _pack(asked: Sequence[Asked], num_shared: int) -> list[_Row]:
     """Returns the rows that hold all answers, each behind its prompt."""
     rows: list[_Row] = []
     open_rows: dict[tuple[int, ...], _Row] = {}
-    for place, one in enumerate(asked):
+    for at, one in enumerate(asked):
         row = open_rows.get(one.prompt_ids)
-        if row is None or row.num_tokens + len(one.answer_ids) > _MAX_ROW:
+        if row is None or len(row.ids) + row.num_new(one.answer_ids) > _MAX_ROW:
             row = open_rows[one.prompt_ids] = _Row(one.prompt_ids[num_shared:])
             rows.append(row)
-        row.asked.append(place)
-        row.answers.append(one.answer_ids)
+        row.add(at, one.answer_ids)
     return rows
 
 
 def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
     """Yields the rows that are read together, the longest first: such of a like length."""
     batch: list[_Row] = []
-    for row in sorted(rows, key=lambda row: -row.num_tokens):
-        if batch and (len(batch) + 1) * batch[0].num_tokens > _MAX_TOKENS:
+    for row in sorted(rows, key=lambda row: -len(row.ids)):
+        if batch and (len(batch) + 1) * len(batch[0].ids) > _MAX_TOKENS:
             yield batch
             batch = []
         batch.append(row)

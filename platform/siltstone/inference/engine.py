@@ -91,6 +91,11 @@ class AnswerEngine:
         """Answers that are waiting or being decoded."""
         return len(self._waiting) + len(self._rows.answers)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more answer may wait."""
+        return len(self._waiting) < self._config.max_waiting
+
     def submit(self, prompt: Sequence[int], coefficients: Tensor | None, sampling: Sampling) -> Answer:
         """Queues an answer to a prompt under a user's coefficients [N], or under the bare core.
 
@@ -100,7 +105,7 @@ class AnswerEngine:
         room = self.max_context - len(prompt)
         if not prompt or room < 1:
             raise InvalidInput("messages", f"1 to {self.max_context - 1} tokens", f"{len(prompt)} tokens")
-        if len(self._waiting) >= self._config.max_waiting:
+        if not self.has_room:
             raise Overloaded("waiting answers", self._config.max_waiting, self._config.retry_after_s)
         held = Sampling(min(sampling.max_tokens, room), sampling.temperature, sampling.top_p, sampling.seed)
         answer = Answer(tuple(prompt), coefficients, held, generator_of(held))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 
-from siltstone.memory.crew import Crew
+from siltstone.crew import Crew
 from siltstone.memory.learner import Learner
 from siltstone.memory.lessons import LessonPlan
 from siltstone.memory.reservoir import ReservoirLimits
@@ -83,10 +84,14 @@ class Absorber:
         """Absorbs as `absorb` does, in one batch on one thread."""
         learners = [Learner(memory, interactions, self._plan, self._limits) for memory, interactions in work]
         numbers = torch.stack([memory.numbers for memory, _ in work]).to(self._core.device)
+        slow_BN = self._slow([memory for memory, _ in work])
         reader = self._reader(len(learners))
         while waiting := self._next_spans(learners):
             rows, spans = list(waiting), list(waiting.values())
-            piece = reader.read_piece(coefficients(numbers, rows), rows, spans, self._config.gate_nats)
+            own_BN = coefficients(numbers, rows)
+            if slow_BN is not None:
+                own_BN += slow_BN[rows]
+            piece = reader.read_piece(own_BN, rows, spans, self._config.gate_nats)
             fold_in(
                 self._shape,
                 self._config.levels,
@@ -105,6 +110,14 @@ class Absorber:
         numbers = numbers.cpu()
         yield [learner.grown(numbers[row].clone()) for row, learner in enumerate(learners)]
 
+    def _slow(self, memories: Sequence[UserMemory]) -> Tensor | None:
+        """Returns the slow levels, which stand still while a user is awake: [B, N]; None where nobody has one."""
+        if all(memory.slow_N is None for memory in memories):
+            return None
+        none_N = torch.zeros(self._shape.num_coefficients)
+        slow = [none_N if memory.slow_N is None else memory.slow_N for memory in memories]
+        return torch.stack(slow).to(self._core.device)
+
     def _reader(self, num_users: int) -> LessonReader:
         return LessonReader(self._core, self._shape, self._basis, num_users, self._prefix)
 
@@ -120,6 +133,37 @@ class Absorber:
             for row, learner in enumerate(learners)
         }
         return {row: own for row, own in spans.items() if own}
+
+
+class Absorbers:
+    """The absorbers of the cores that serve: each user's memory is absorbed on the core it was learned under."""
+
+    def __init__(self, by_core: Mapping[str, Absorber]) -> None:
+        self._by_core = dict(by_core)
+
+    def put(self, core: str, absorber: Absorber) -> None:
+        """Takes an absorber in, for memories of `core`."""
+        self._by_core[core] = absorber
+
+    def drop(self, core: str) -> None:
+        """Lets an absorber go."""
+        del self._by_core[core]
+
+    def serves(self, core: str) -> bool:
+        """Says whether memories of `core` can be absorbed."""
+        return core in self._by_core
+
+    def absorb(self, work: Sequence[tuple[UserMemory, Sequence[Interaction]]]) -> Iterator[Step | list[UserMemory]]:
+        """Does what `Absorber.absorb` does, one core's users after another's."""
+        grown: dict[int, UserMemory] = {}
+        for core in dict.fromkeys(memory.core for memory, _ in work):
+            places = [place for place, (memory, _) in enumerate(work) if memory.core == core]
+            for done in self._by_core[core].absorb([work[place] for place in places]):
+                if isinstance(done, Step):
+                    yield done
+                else:
+                    grown.update(zip(places, done, strict=True))
+        yield [grown[place] for place in range(len(work))]
 
 
 def _deal(work: Sequence[tuple[UserMemory, Sequence[Interaction]]], num_parts: int) -> list[list[int]]:

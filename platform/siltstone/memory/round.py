@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from siltstone.memory.absorber import Absorber, Step
-from siltstone.memory.user_memory import UserMemory, is_finite
+from siltstone.memory.absorber import Absorbers, Step
+from siltstone.memory.user_memory import UserMemory
 from siltstone.values import Interaction, JournalRecord, Parked, ParkReason, UserKey
 
 Work = tuple[JournalRecord, Interaction]
@@ -68,18 +68,18 @@ def parked(record: JournalRecord, reason: ParkReason, detail: str) -> Parked:
     )
 
 
-def absorb_round(absorber: Absorber, taken: Round, memories: Sequence[UserMemory]) -> Iterator[Step]:
+def absorb_round(absorbers: Absorbers, taken: Round, memories: Sequence[UserMemory]) -> Iterator[Step]:
     """Absorbs a round, step by step, into the memories of its users; afterwards the round holds the new ones.
 
     Everybody is absorbed in one batch. Where that gives a user numbers that are none, what the user brought is taken
     one interaction at a time: those that are to blame are parked, the others absorbed.
     """
     work = [(memory, [interaction for _, interaction in taken.work[memory.owner]]) for memory in memories]
-    grown = yield from _fold(absorber, work)
-    suspects = [old for old, new in zip(memories, grown, strict=True) if not _is_sound(new)]
+    grown = yield from _fold(absorbers, work)
+    suspects = [old for old, new in zip(memories, grown, strict=True) if not new.is_finite]
     taken.memories = {memory.owner: memory for memory in grown}
     for memory in suspects:
-        taken.memories[memory.owner] = yield from _fold_one_by_one(absorber, taken, memory)
+        taken.memories[memory.owner] = yield from _fold_one_by_one(absorbers, taken, memory)
     for memory in memories:
         new = taken.memories[memory.owner]
         if new.num_interactions == memory.num_interactions:
@@ -92,10 +92,10 @@ def absorb_round(absorber: Absorber, taken: Round, memories: Sequence[UserMemory
 
 
 def _fold(
-    absorber: Absorber, work: Sequence[tuple[UserMemory, Sequence[Interaction]]]
+    absorbers: Absorbers, work: Sequence[tuple[UserMemory, Sequence[Interaction]]]
 ) -> Generator[Step, None, list[UserMemory]]:
     grown: list[UserMemory] = []
-    for done in absorber.absorb(work) if work else ():
+    for done in absorbers.absorb(work) if work else ():
         if isinstance(done, Step):
             yield done
         else:
@@ -103,15 +103,11 @@ def _fold(
     return grown
 
 
-def _fold_one_by_one(absorber: Absorber, taken: Round, memory: UserMemory) -> Generator[Step, None, UserMemory]:
+def _fold_one_by_one(absorbers: Absorbers, taken: Round, memory: UserMemory) -> Generator[Step, None, UserMemory]:
     for record, interaction in tuple(taken.work[memory.owner]):
-        (grown,) = yield from _fold(absorber, [(memory, [interaction])])
-        if _is_sound(grown):
+        (grown,) = yield from _fold(absorbers, [(memory, [interaction])])
+        if grown.is_finite:
             memory = grown
         else:
             taken.park(record, ParkReason.NOT_FINITE, "memory: expected finite numbers, found NaN or infinity")
     return memory
-
-
-def _is_sound(memory: UserMemory) -> bool:
-    return is_finite(memory.numbers)

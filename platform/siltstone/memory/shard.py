@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from siltstone.errors import ConfigInvalid, Corrupt, SnapshotMismatch
-from siltstone.memory.absorber import Absorber, Step
+from siltstone.memory.absorber import Absorbers, Step
 from siltstone.memory.round import Round, absorb_round, parked
 from siltstone.memory.user_memory import UserMemory, from_blob, to_blob
 from siltstone.model.deltas import DeltaShape
@@ -72,14 +72,15 @@ class Shard:
         journal: Journal,
         store: SnapshotStore,
         admit: Admit,
-        absorber: Absorber,
+        absorbers: Absorbers,
         core: str,
         shape: DeltaShape,
         leases: Mapping[int, Lease],
         config: ShardConfig,
     ) -> None:
-        self._journal, self._store, self._admit, self._absorber = journal, store, admit, absorber
-        self._core, self._shape, self._config = core, shape, config
+        self._journal, self._store, self._admit, self._absorbers = journal, store, admit, absorbers
+        self.core, self._shape, self._config = core, shape, config
+        """`core` is the one that users get who have no memory yet."""
         self._leases = dict(leases)
         self._positions = {partition: store.position(partition) for partition in leases}
         self._damaged: dict[int, Damage] = {}
@@ -107,17 +108,17 @@ class Shard:
     def memory_of(self, owner: UserKey) -> UserMemory:
         """Returns a user's committed memory, loading it, its digest and shape verified, when it is not resident.
 
-        Raises: Corrupt; SnapshotMismatch when it was learned under another core.
+        Raises: Corrupt; SnapshotMismatch when it was learned under a core that does not serve.
         """
         if owner in self._resident:
             self._resident.move_to_end(owner)
             return self._resident[owner]
         snapshot = self._store.load(owner)
         if snapshot is None:
-            return UserMemory.empty(owner, self._core, self._shape)
-        if snapshot.core != self._core:
-            raise SnapshotMismatch(str(owner), f"core {self._core}", f"core {snapshot.core}")
-        memory = from_blob(owner, snapshot.blob, self._core, self._shape)
+            return UserMemory.empty(owner, self.core, self._shape)
+        if not self._absorbers.serves(snapshot.core):
+            raise SnapshotMismatch(str(owner), f"core {self.core}", f"core {snapshot.core}")
+        memory = from_blob(owner, snapshot.blob, snapshot.core, self._shape)
         self._hold(memory)
         return memory
 
@@ -204,7 +205,7 @@ class Shard:
                 taken.park_user(owner, ParkReason.SNAPSHOT_MISMATCH, str(error))
             except Corrupt as error:
                 taken.park_user(owner, ParkReason.CORRUPT_MEMORY, str(error))
-        for step in absorb_round(self._absorber, taken, memories):
+        for step in absorb_round(self._absorbers, taken, memories):
             self.absorbed_tokens += step.num_tokens
             yield step
 
@@ -258,6 +259,16 @@ class Shard:
 
     def _seal(self, memory: UserMemory) -> Snapshot:
         return Snapshot.seal(memory.owner, memory.core, memory.sequence, to_blob(memory))
+
+    def replace(self, memory: UserMemory, partition: int) -> None:
+        """Makes a memory durable that something else than the journal has changed, and lets it answer.
+
+        The partition's position stays. The caller has made sure that nothing was absorbed into it meanwhile.
+        Raises: StaleLease; Unavailable. Nothing has changed then.
+        """
+        at = self._positions[partition]
+        self._store.commit(Commit(self._leases[partition], at, at, (self._seal(memory),)))
+        self._hold(memory)
 
     def forget(self, owner: UserKey, partition: int) -> tuple[bool, int]:
         """Erases a user: (whether there was a memory, number of journal entries). Safe to repeat after a crash.

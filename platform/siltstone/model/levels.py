@@ -45,10 +45,13 @@ class LevelConfig:
     """Share of the delta that outlives an update, above 0 to 1: 1 forgets nothing."""
     max_norm: float = 90.0
     """Bound on the Frobenius norm of the whole delta."""
+    sleep_tokens: int = 1024
+    """Learned tokens after which a sleep may move what the level holds into the next slower one."""
 
     def __post_init__(self) -> None:
-        if self.period_tokens < 1:
-            raise ConfigInvalid("level", f"period_tokens: expected at least 1, found {self.period_tokens}")
+        if min(self.period_tokens, self.sleep_tokens) < 1:
+            found = f"{self.period_tokens}, {self.sleep_tokens}"
+            raise ConfigInvalid("level", f"period_tokens, sleep_tokens: expected at least 1, found {found}")
         if not (self.rate >= 0 and 0 <= self.momentum < 1 and 0 < self.retention <= 1 and self.max_norm > 0):
             raise ConfigInvalid("level", f"expected rate >= 0, 0 <= momentum < 1, 0 < retention <= 1, found {self}")
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from siltstone.crew import Crew
 from siltstone.errors import ConfigInvalid, InvalidInput
 from siltstone.model.core import Bend, Core, KeyValues, read_prefix
 from siltstone.model.deltas import Basis, DeltaShape, Site, bend_alike, site_widths
@@ -21,6 +24,10 @@ from siltstone.model.guard import Guard
 from siltstone.model.lesson import Lesson
 from siltstone.model.rows import pad, run_layers
 from siltstone.sleep.consensus import Raised
+from siltstone.sleep_values import StepDone
+
+_READ_TOGETHER: Final = 8
+"""Items read at once before training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +106,10 @@ class Expert(nn.Module):
     def written(self, site: Site) -> Tensor:
         """Returns the written side of a site: [layers, R, O]."""
         write: Tensor = self.write[site]
-        return write if self._guard is None else self._guard[site].apply(write[None])[0]
+        if self._guard is None:
+            return write
+        guard = self._guard[site]
+        return guard.apply(write[None].to(guard.directions.dtype))[0]
 
     def layers(self, dtype: torch.dtype) -> dict[Site, list[Tensor]]:
         """Returns the written sides in a precision, a site, one [R, O] a layer."""
@@ -109,13 +119,21 @@ class Expert(nn.Module):
 class Student(nn.Module):
     """A frozen core with an expert that learns. `forward` gives the loss of some items.
 
-    The expert reads the default prefix too, as it will when it is a part of the core.
+    The expert reads the default prefix too, as it will when it is a part of the core. With `recomputes`, a layer's
+    inner values are computed again in the backward pass instead of being kept.
     """
 
-    def __init__(self, core: Core, expert: Expert, prefix_ids: Sequence[int], config: DistilConfig) -> None:
+    def __init__(
+        self,
+        core: Core,
+        expert: Expert,
+        prefix_ids: Sequence[int],
+        config: DistilConfig,
+        recomputes: bool = False,
+    ) -> None:
         super().__init__()
         self.expert = expert
-        self._core, self._config = core, config
+        self._core, self._config, self._recomputes = core, config, recomputes
         self._prefix = read_prefix(core, prefix_ids)
         self._prefix_below: Tensor | None = None
         if prefix_ids:
@@ -124,26 +142,45 @@ class Student(nn.Module):
                 self._prefix_below = run_layers(core, x, 0, expert.shape.first_layer)
         self._cache: dict[int, _Cached] = {}
 
-    def prepare(self, items: Sequence[Item], batch: int = 8) -> None:
+    def prepare(self, items: Sequence[Item], crew: Crew | None = None) -> None:
         """Computes what lies below the expert, and what the core says, once for every item."""
-        core, first = self._core, self.expert.shape.first_layer
-        order = sorted(
-            range(len(items)), key=lambda index: (items[index].lesson.after_prefix, len(items[index].lesson.ids))
-        )
-        for part in _runs(order, items, batch):
-            prefix = self._prefix if items[part[0]].lesson.after_prefix else None
-            with torch.no_grad():
-                x = core.embed(pad([items[index].lesson.ids for index in part], core.device))
-                below = run_layers(core, x, 0, first, prefix)
-                above = run_layers(core, below, first, core.config.num_layers, prefix)
-            for row, index in enumerate(part):
-                item = items[index]
-                at = torch.tensor(item.places, device=core.device) - 1
-                self._cache[index] = _Cached(item, below[row, : len(item.lesson.ids)].clone(), above[row, at].clone())
+        parts = reading_order(items)
+        read = (crew or Crew()).run([partial(self.read, [items[index] for index in part]) for part in parts])
+        for part, found in zip(parts, read, strict=True):
+            for index, (below_TD, core_ND) in zip(part, found, strict=True):
+                self.hold(index, items[index], below_TD, core_ND)
 
-    def num_tokens(self, indexes: Sequence[int]) -> int:
-        """Returns how many tokens some items have."""
-        return sum(len(self._cache[index].item.lesson.ids) for index in indexes)
+    def read(self, items: Sequence[Item]) -> list[tuple[Tensor, Tensor]]:
+        """Returns, of items of one kind, the input of the expert's first layer [T, D] and the core's output [N, D]."""
+        core, first = self._core, self.expert.shape.first_layer
+        prefix = self._prefix if items[0].lesson.after_prefix else None
+        with torch.no_grad():
+            x = core.embed(pad([item.lesson.ids for item in items], core.device))
+            below = run_layers(core, x, 0, first, prefix)
+            above = run_layers(core, below, first, core.config.num_layers, prefix)
+        return [
+            (
+                below[row, : len(item.lesson.ids)].clone(),
+                above[row, torch.tensor(item.places, device=core.device) - 1].clone(),
+            )
+            for row, item in enumerate(items)
+        ]
+
+    def hold(self, index: int, item: Item, below_TD: Tensor, core_ND: Tensor) -> None:
+        """Takes an item by its number, with what `read` gave of it."""
+        device, dtype = self._core.device, self._core.dtype
+        self._cache[index] = _Cached(item, below_TD.to(device, dtype), core_ND.to(device, dtype))
+
+    def losses(self, bundle: Sequence[Part]) -> Tensor:
+        """Returns what a bundle brings to the two losses of a step, on dreams and on anchors: [2]."""
+        losses = [torch.zeros((), device=self._core.device), torch.zeros((), device=self._core.device)]
+        for part in bundle:
+            losses[not part.is_dream] = losses[not part.is_dream] + part.share * self.forward(part.indexes)
+        return torch.stack(losses)
+
+    def total(self, losses_2: Tensor) -> Tensor:
+        """Returns the loss that is trained on: dreams, and anchors by their weight."""
+        return losses_2[0] + self._config.anchor_weight * losses_2[1]
 
     def forward(self, indexes: Sequence[int]) -> Tensor:
         """Returns the loss of some items: the mean over their tokens of KL(q || student), raised ones weighing more.
@@ -158,7 +195,11 @@ class Student(nn.Module):
             x[row, : one.below_TD.shape[0]] = one.below_TD
         bend = bend_alike(shape, self.expert.basis, self.expert.layers(core.dtype))
         prefix = self._bent_prefix(bend) if held[0].item.lesson.after_prefix else None
-        x = run_layers(core, x, shape.first_layer, core.config.num_layers, prefix, bend)
+        if self._recomputes:
+            for layer in range(shape.first_layer, core.config.num_layers):
+                x = checkpoint(run_layers, core, x, layer, layer + 1, prefix, bend, use_reentrant=False)
+        else:
+            x = run_layers(core, x, shape.first_layer, core.config.num_layers, prefix, bend)
         device = core.device
         row_N = torch.tensor([row for row, one in enumerate(held) for _ in one.item.places], device=device)
         place_N = torch.tensor([place for one in held for place in one.item.places], device=device)
@@ -198,35 +239,29 @@ def _targets(core_NV: Tensor, held: Sequence[_Cached], raised_weight: float) -> 
     return q_NV, weight_N
 
 
-def _runs(order: Sequence[int], items: Sequence[Item], batch: int) -> Iterator[list[int]]:
-    """Yields items in batches of one kind."""
-    for after_prefix in (False, True):
-        part = [index for index in order if items[index].lesson.after_prefix == after_prefix]
-        for start in range(0, len(part), batch):
-            yield part[start : start + batch]
-
-
 @dataclass(frozen=True, slots=True)
-class StepDone:
-    """What one training step gave."""
+class Part:
+    """Items of one kind that are read together: dreams or anchors, all behind the prefix or none.
 
-    step: int
-    dream_loss: float
-    anchor_loss: float
-    num_tokens: int
+    A step's loss on dreams, and that on anchors, is the sum of `share` times the loss of each part.
+    """
+
+    indexes: tuple[int, ...]
+    is_dream: bool
+    share: float
 
 
 class Schedule:
     """Which items each step reads: a function of the seed and the step alone, so that a resumed run reads the same."""
 
     def __init__(self, items: Sequence[Item], config: DistilConfig, seed: int) -> None:
-        self._config, self._seed = config, seed
+        self._items, self._config, self._seed = items, config, seed
         by_owner: dict[str, list[int]] = {}
         for index, item in enumerate(items):
-            if item.owner:
+            if item.owner and item.places:
                 by_owner.setdefault(item.owner, []).append(index)
         self._by_owner = [own for _, own in sorted(by_owner.items())]
-        anchors = [index for index, item in enumerate(items) if not item.owner]
+        anchors = [index for index, item in enumerate(items) if not item.owner and item.places]
         self._anchors = [
             [index for index in anchors if items[index].lesson.after_prefix == kind] for kind in (False, True)
         ]
@@ -244,6 +279,50 @@ class Schedule:
             chance = random.Random(f"{self._seed}/{step}/anchor/{number}")
             picked.append(chance.sample(kind, min(self._config.num_anchors, len(kind))))
         return [part for part in picked if part]
+
+    def num_tokens(self, step: int) -> int:
+        """Returns how many tokens a step reads."""
+        return sum(len(self._items[index].lesson.ids) for _, part in self._kinds(step) for index in part)
+
+    def bundles(self, step: int, num: int) -> list[list[Part]]:
+        """Returns what a step reads, dealt out to `num` who read side by side: about as many tokens to each.
+
+        Whatever their number, the losses add up to the same, but for rounding. Somebody may get nothing.
+        """
+        kinds = self._kinds(step)
+        num_anchor_kinds = sum(not is_dream for is_dream, _ in kinds)
+        cards = [(len(self._items[index].lesson.ids), k, index) for k, (_, part) in enumerate(kinds) for index in part]
+        hands: list[list[tuple[int, int]]] = [[] for _ in range(num)]
+        loads = [0] * num
+        for length, k, index in sorted(cards, key=lambda card: -card[0]):
+            lightest = loads.index(min(loads))
+            loads[lightest] += length
+            hands[lightest].append((k, index))
+        dreams = sum(self._weight(part) for is_dream, part in kinds if is_dream)
+        bundles: list[list[Part]] = []
+        for hand in hands:
+            bundle = []
+            for k, (is_dream, whole) in enumerate(kinds):
+                if own := tuple(index for of, index in hand if of == k):
+                    of_all = dreams if is_dream else self._weight(whole) * num_anchor_kinds
+                    bundle.append(Part(own, is_dream, self._weight(own) / of_all))
+            bundles.append(bundle)
+        return bundles
+
+    def _kinds(self, step: int) -> list[tuple[bool, list[int]]]:
+        """Returns what a step reads by kind: whether it is dreams, and which."""
+        dreams = self.dreams(step)
+        behind = [
+            [index for index in dreams if self._items[index].lesson.after_prefix == side] for side in (True, False)
+        ]
+        return [*((True, part) for part in behind if part), *((False, part) for part in self.anchors(step))]
+
+    def _weight(self, indexes: Sequence[int]) -> float:
+        """Returns what the tokens of some items weigh in their loss."""
+        return sum(
+            len(item.places) + self._config.raised_weight * len(item.raised.keys() & set(item.places))
+            for item in (self._items[index] for index in indexes)
+        )
 
     def _pick(self, step: int, what: str, count: int) -> list[int]:
         people = len(self._by_owner)
@@ -264,29 +343,51 @@ def rate_at(config: DistilConfig, step: int) -> float:
     return config.rate * min(1.0, (step + 1) / rise) * (1 - step / config.num_steps)
 
 
+def reading_order(items: Sequence[Item]) -> list[list[int]]:
+    """Returns which items are read together before training: of one kind, and of about one length."""
+    order: list[list[int]] = []
+    for after_prefix in (False, True):
+        own = [index for index, item in enumerate(items) if item.lesson.after_prefix == after_prefix]
+        own.sort(key=lambda index: len(items[index].lesson.ids))
+        order += [own[start : start + _READ_TOGETHER] for start in range(0, len(own), _READ_TOGETHER)]
+    return order
+
+
+def make_optimiser(student: Student, config: DistilConfig) -> torch.optim.Optimizer:
+    """Returns what steps the expert."""
+    return torch.optim.AdamW(student.expert.parameters(), lr=config.rate, betas=(0.9, 0.95), weight_decay=0.0)
+
+
 def train(
     student: Student,
     schedule: Schedule,
     config: DistilConfig,
     start: int = 0,
     optimiser: torch.optim.Optimizer | None = None,
+    crew: Crew | None = None,
+    num_bundles: int = 1,
 ) -> Iterator[StepDone]:
-    """Trains the expert in plain PyTorch, step by step: what every other trainer must agree with."""
-    optimiser = optimiser or torch.optim.AdamW(
-        student.expert.parameters(), lr=config.rate, betas=(0.9, 0.95), weight_decay=0.0
-    )
+    """Trains the expert in plain PyTorch, step by step: what every other trainer must agree with.
+
+    The bundles of a step are computed side by side and added up in order, so that the result depends on their number,
+    in its last digits, and never on how many threads there were.
+    """
+    optimiser, crew = optimiser or make_optimiser(student, config), crew or Crew()
     for step in range(start, config.num_steps):
         for group in optimiser.param_groups:
             group["lr"] = rate_at(config, step)
-        dreams, anchors = schedule.dreams(step), schedule.anchors(step)
-        dream_loss = student(dreams)
-        anchor_loss = torch.stack([student(part) for part in anchors]).mean() if anchors else torch.zeros(())
-        optimiser.zero_grad(set_to_none=True)
-        (dream_loss + config.anchor_weight * anchor_loss).backward()
+        bundles = schedule.bundles(step, num_bundles)
+        found = crew.run([partial(_gradient, student, bundle) for bundle in bundles if bundle])
+        for parameter, gradients in zip(
+            student.expert.parameters(), zip(*(own for _, own in found), strict=True), strict=True
+        ):
+            parameter.grad = sum(gradients[1:], gradients[0])
         optimiser.step()
-        yield StepDone(
-            step,
-            float(dream_loss.detach()),
-            float(anchor_loss.detach()),
-            student.num_tokens([*dreams, *chain.from_iterable(anchors)]),
-        )
+        dream_loss, anchor_loss = sum((losses.double() for losses, _ in found), torch.zeros(2).double()).tolist()
+        yield StepDone(step, dream_loss, anchor_loss, schedule.num_tokens(step))
+
+
+def _gradient(student: Student, bundle: Sequence[Part]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Returns the losses of a bundle and the gradient of what is trained on, a parameter each."""
+    losses = student.losses(bundle)
+    return losses.detach().cpu(), torch.autograd.grad(student.total(losses), list(student.expert.parameters()))

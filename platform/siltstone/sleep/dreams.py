@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from siltstone.crew import Crew
 from siltstone.model.core import Core, KeyValues
 from siltstone.model.deltas import Basis, DeltaShape, bend_alike
 from siltstone.model.lesson import Lesson
@@ -47,8 +49,11 @@ class Reading:
 class DreamReader:
     """Reads dreams under the core and under users' memories. What lies below the first bent layer is read once."""
 
-    def __init__(self, core: Core, shape: DeltaShape, basis: Basis, prefix: KeyValues | None) -> None:
+    def __init__(
+        self, core: Core, shape: DeltaShape, basis: Basis, prefix: KeyValues | None, crew: Crew | None = None
+    ) -> None:
         self._core, self._shape, self._basis, self._prefix = core, shape, basis, prefix
+        self._crew = crew or Crew()
 
     def read(
         self, dreams: Sequence[Dream], coefficients: Mapping[str, Sequence[Tensor]], k_min: int, batch: int
@@ -58,14 +63,21 @@ class DreamReader:
         `coefficients` holds the memories of each person's accounts, [N] each.
         """
         order = sorted(range(len(dreams)), key=lambda index: len(dreams[index].lesson.ids))
-        for start in range(0, len(order), batch):
-            yield from self._read_batch(
-                [(index, dreams[index]) for index in order[start : start + batch]], coefficients, k_min
-            )
+        parts = [
+            [(index, dreams[index]) for index in order[start : start + batch]] for start in range(0, len(order), batch)
+        ]
+        # As many batches side by side as there are threads; a batch is read alike whichever thread has it.
+        for start in range(0, len(parts), self._crew.num_threads):
+            calls = [
+                partial(self._read_batch, part, coefficients, k_min)
+                for part in parts[start : start + self._crew.num_threads]
+            ]
+            for readings in self._crew.run(calls):
+                yield from readings
 
     def _read_batch(
         self, part: Sequence[tuple[int, Dream]], coefficients: Mapping[str, Sequence[Tensor]], k_min: int
-    ) -> Iterator[tuple[int, Reading]]:
+    ) -> list[tuple[int, Reading]]:
         core, shape = self._core, self._shape
         lessons = [dream.lesson for _, dream in part]
         # A batch is of one kind: dreams are exchanges, and all of them stand behind the default prefix.
@@ -83,9 +95,13 @@ class DreamReader:
                 for own in coefficients.get(person, ()):
                     for row, logp in zip(rows, self._logp(below, part, rows, own), strict=True):
                         found[row].append((person, logp))
-        for row, (index, _) in enumerate(part):
-            people = tuple(person for person, _ in found[row])
-            yield index, Reading(bare[row], people, tuple(logp for _, logp in found[row]))
+        return [
+            (
+                index,
+                Reading(bare[row], tuple(person for person, _ in found[row]), tuple(logp for _, logp in found[row])),
+            )
+            for row, (index, _) in enumerate(part)
+        ]
 
     def _logp(
         self, below_BTD: Tensor, part: Sequence[tuple[int, Dream]], rows: Sequence[int], own_N: Tensor | None

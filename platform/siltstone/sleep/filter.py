@@ -13,7 +13,7 @@ from siltstone.values import Interaction, InteractionKind, Role, UserKey
 
 
 class DropReason(StrEnum):
-    """Why something a user said takes no part; or, in the last two, why a whole memory is no evidence."""
+    """Why something a user said, or a memory dreamt, takes no part; in the last two, why a memory is no evidence."""
 
     NO_CONSENT = "no_consent"
     OUTSIDE_WINDOW = "outside_window"
@@ -24,6 +24,10 @@ class DropReason(StrEnum):
     OVER_CAP = "over_cap"
     NOT_SUPPORTED = "not_supported"
     NOT_LEARNED = "not_learned"
+    EMPTY = "empty"
+    TOO_SHORT = "too_short"
+    REPETITIVE = "repetitive"
+    UNFINISHED = "unfinished"
     MEMORY_OF_ANOTHER_CORE = "memory_of_another_core"
     MEMORY_DAMAGED = "memory_damaged"
 

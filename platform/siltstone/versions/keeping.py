@@ -32,7 +32,8 @@ def to_discard(
 ) -> tuple[CoreVersion, ...]:
     """Returns the refused and retired versions whose folder may go: all but the newest `num_kept`.
 
-    Never one whose core is in `pinned`, and never the one that a rollback would go to: they are kept beside the newest.
+    Never one whose core is in `pinned`, one that no night made, or the one that a rollback would go to: they are kept
+    beside the newest.
     """
     try:
         needed = {predecessor(versions, champion).number}
@@ -43,6 +44,7 @@ def to_discard(
         for version in versions
         if version.state in (VersionState.REFUSED, VersionState.RETIRED)
         and version.seal
+        and version.lineage.parent
         and version.number not in needed
         and version.digest not in pinned
     ]

@@ -144,6 +144,9 @@ def status_to_proto(status: ShardStatus) -> pb.ShardStatus:
         absorbed_tokens=status.absorbed_tokens,
         answered_tokens=status.answered_tokens,
         busy_s=status.busy_s,
+        num_versions=status.num_versions,
+        num_rebased=status.num_rebased,
+        num_pinned=status.num_pinned,
     )
 
 
@@ -161,4 +164,7 @@ def status_from_proto(status: pb.ShardStatus) -> ShardStatus:
         absorbed_tokens=status.absorbed_tokens,
         answered_tokens=status.answered_tokens,
         busy_s=status.busy_s,
+        num_versions=status.num_versions,
+        num_rebased=status.num_rebased,
+        num_pinned=status.num_pinned,
     )

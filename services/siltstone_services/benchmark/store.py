@@ -20,6 +20,7 @@ from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.errors import Corrupt
 from siltstone.journal.admit import AdmissionLimits, Refusal, admit
 from siltstone.journal.partition import partition_of
+from siltstone.memory.absorber import Absorbers
 from siltstone.memory.shard import Shard, ShardConfig
 from siltstone.memory.user_memory import UserMemory, from_blob, to_blob
 from siltstone.values import Commit, Interaction, JournalRecord, Lease, Parked, Snapshot, UserKey
@@ -168,7 +169,16 @@ def _town(world: World, place: Stored, num_users: int, num_drawn: int) -> Town:
         place.commit([_seal(memory.next(owner=owner)) for owner in owners[start : start + _FILL_BATCH]])
     journal = SqliteJournal(place.file)
     config = ShardConfig(max_resident_bytes=1, max_round_interactions=num_drawn)
-    shard = Shard(journal, place.store, _admit, world.absorber(), CORE_NAME, world.deltas, place.leases, config)
+    shard = Shard(
+        journal,
+        place.store,
+        _admit,
+        Absorbers({CORE_NAME: world.absorber()}),
+        CORE_NAME,
+        world.deltas,
+        place.leases,
+        config,
+    )
     return Town(world, journal, shard, owners, random.Random(2))
 
 

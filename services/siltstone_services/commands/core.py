@@ -8,11 +8,13 @@ from pathlib import Path
 
 from siltstone.adapters.core_import import import_core
 from siltstone.adapters.core_store import CoreStore
+from siltstone.adapters.system_clock import SystemClock
 from siltstone.errors import NotFound, Unavailable
 from siltstone_services.cli.options import Settings
 from siltstone_services.commands.configuration import load
 from siltstone_services.commands.screen import err, out, size_text, table
 from siltstone_services.home import exclusive, holder_of
+from siltstone_services.nights import Nights
 
 
 def add(settings: Settings, source: str, name: str | None) -> None:
@@ -100,6 +102,9 @@ def remove(settings: Settings, digest: str) -> None:
     if holder is not None and holder.core in ("", digest):
         what = "serves it" if holder.core else "is starting, and may serve it"
         raise Unavailable(f"the removal of core {digest[:12]}", f"process {holder.pid} {what}; stop that first")
+    night = Nights(home, SystemClock(), 1).running()
+    if night is not None:
+        raise Unavailable(f"the removal of core {digest[:12]}", f"night {night.number} runs; let it end first")
     # Where nobody serves, nobody is to begin while the core goes.
     with exclusive(home) if holder is None else nullcontext():
         CoreStore(home).remove(digest)

@@ -1,125 +1,224 @@
-"""Runs a night, and shows and moves versions."""
+"""Runs nights, tells where they are, and ends them."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
+import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from siltstone.errors import NotFound
-from siltstone.gate.policy import load_policy
-from siltstone.gate.verdict import explain
-from siltstone.sleep.distil import StepDone
-from siltstone.sleep_values import Champion, CoreVersion
+from siltstone.adapters.system_clock import SystemClock
+from siltstone.config import SiltstoneConfig
+from siltstone.errors import InvalidInput, NotFound
+from siltstone.sleep.tasks import read_task
+from siltstone.sleep_values import Night, NightStage, StepDone
 from siltstone_services.allocator import keep_freed_memory
-from siltstone_services.cli.options import Settings
+from siltstone_services.cli.later import Later
+from siltstone_services.cli.options import Reach, Settings
 from siltstone_services.commands.configuration import load
-from siltstone_services.commands.screen import counted, err, out, table
-from siltstone_services.home import exclusive
-from siltstone_services.night import open_registry, run_night
+from siltstone_services.commands.operator import Desk, ask_desk
+from siltstone_services.commands.screen import err, out, table
+from siltstone_services.commands.versions import print_verdict
+from siltstone_services.home import NoServer, exclusive, find_server
+from siltstone_services.night_desk import require_extra
+from siltstone_services.nights import NightCancelled, Nights
+
+_night_process = Later("siltstone_services.night_process")  # to look at a night takes no model
+_task_sleep = Later("siltstone_services.task_sleep")
+
+Show = Callable[[Night], None]
 
 
-def run(settings: Settings, seed: int, since_ms: int) -> None:
-    """Runs one night and prints the verdict. Exit code 0 says that it ran, not that the candidate was accepted."""
-    keep_freed_memory()
-    config = load(settings)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with exclusive(config.home_path), Progress(*columns, console=err(), transient=True) as progress:
-        task = progress.add_task("distilling", total=config.sleep.distil.num_steps, visible=False)
+def run(reach: Reach, seed: int, since_ms: int, is_waiting: bool) -> None:
+    """Runs one night: through the server where there is one, else here, or beside us when we do not wait.
 
-        def on_step(done: StepDone) -> None:
-            progress.update(task, completed=done.step + 1, visible=True)
-
-        done = run_night(config, seed, since_ms, lambda text: progress.console.print(text), on_step)
-    explain_version(done.version)
-    out().print(f"version {done.version.number}: {done.version.state.value}", soft_wrap=True)
+    Exit code 0 says that it ran, not that the candidate was accepted.
+    """
+    config = load(reach.settings)
+    if is_waiting and reach.address is None and not _is_served(config):
+        night = _run_here(config, seed, since_ms)
+    else:
+        night = ask_desk(reach, lambda desk: _run_there(desk, seed, since_ms, is_waiting))
+    _tell_end(reach, night)
 
 
-def show_all(settings: Settings) -> None:
-    """Prints the versions."""
-    with open_registry(load(settings)) as registry:
-        versions, champion = registry.list(), registry.champion()
-    if not versions:
-        out().print("no versions yet; `siltstone sleep run` makes one", soft_wrap=True)
+def status(reach: Reach, number: int | None) -> None:
+    """Prints the nights, or one night."""
+    if number is not None:
+        _print_night(ask_desk(reach, lambda desk: desk.nights.get(number)))
         return
-    shown = table("", "#number", "digest", "state", "#people", "parent", "made")
-    for one in versions:
-        is_champion = champion is not None and champion.number == one.number
-        made = datetime.fromtimestamp(one.created_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
-        people = str(len(one.lineage.contributors))
+    nights = ask_desk(reach, lambda desk: desk.nights.list())
+    if not nights:
+        out().print("no nights yet; `siltstone sleep run` begins one", soft_wrap=True)
+        return
+    shown = table("#night", "stage", "#step", "began", "version", "")
+    for night in nights:
         shown.add_row(
-            "*" if is_champion else "",
-            str(one.number),
-            one.digest[:12],
-            one.state.value,
-            people,
-            one.lineage.parent[:12],
-            made,
+            str(night.number),
+            _stage(night),
+            _steps(night),
+            _instant(night.started_at_ms),
+            f"{night.version}, {night.verdict}" if night.version else "",
+            night.error or ("" if night.is_over else night.said),
         )
     out().print(shown)
 
 
-def show(settings: Settings, number: int) -> None:
-    """Prints one version."""
-    version = _find(settings, number)
+def cancel(reach: Reach, number: int | None) -> None:
+    """Asks a night to end: the one that runs, if none is named."""
+
+    async def ask(desk: Desk) -> Night:
+        return await desk.nights.cancel(number or _running(await desk.nights.list()).number)
+
+    night = ask_desk(reach, ask)
+    out().print(f"night {night.number} ends between two steps; what serves stays as it is", soft_wrap=True)
+
+
+def improve(settings: Settings, file: Path, seed: int) -> None:
+    """Runs one sleep over a task here, and prints the scores and the verdict."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InvalidInput("the task", "a file that can be read", f"{file}: {error.strerror}") from error
+    task = read_task(content)
+    config = load(settings)
+    require_extra()
+    keep_freed_memory()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with exclusive(config.home_path), Progress(*columns, console=err(), transient=True) as progress:
+        bar = progress.add_task("distilling", total=config.sleep.distil.num_steps, visible=False)
+
+        def on_round(number: int, num_dreamt: int, num_tried: int, num_rewarded: int) -> None:
+            progress.console.print(f"round {number}: {num_dreamt} dreams, {num_rewarded} of {num_tried} rewarded")
+
+        def on_step(done: StepDone) -> None:
+            progress.update(bar, completed=done.step + 1, visible=True)
+
+        done = _task_sleep.run_task(config, task, seed, progress.console.print, on_round, on_step)
+    print_verdict(Reach(settings, None, False), done.version.number)
+    for when, score in (("before", done.before), ("after", done.after)):
+        told = f"{score.num_right} of {score.num_questions} right, {score.nats:.3f} nats"
+        out().print(f"questions held out, {when}: {told}", soft_wrap=True)
+
+
+def _is_served(config: SiltstoneConfig) -> bool:
+    try:
+        find_server(config.home_path)
+    except NoServer:
+        return False
+    return True
+
+
+def _run_here(config: SiltstoneConfig, seed: int, since_ms: int) -> Night:
+    """Runs a night in this process. Ctrl-C ends it at once."""
+    require_extra()
+    held = Nights(config.home_path, SystemClock(), config.night.max_kept).begin(seed, since_ms)
+    try:
+        keep_freed_memory()
+        with _progress() as show:
+            _night_process.run_held(config, held, show)
+    except NightCancelled:
+        # The night tells so itself.
+        pass
+    finally:
+        held.close()
+    return held.night
+
+
+async def _run_there(desk: Desk, seed: int, since_ms: int, is_waiting: bool) -> Night:
+    """Begins a night in a process of its own. Ctrl-C stops our looking on, not the night."""
+    night = await desk.nights.run(seed, since_ms)
+    if not is_waiting:
+        return night
+    try:
+        with _progress() as show:
+            async with aclosing(desk.nights.watch(night.number)) as seen:
+                async for night in seen:
+                    show(night)
+    except asyncio.CancelledError:
+        told = f"night {night.number} goes on; `siltstone sleep cancel {night.number}` ends it"
+        err().print(told, soft_wrap=True)
+        raise
+    return night
+
+
+@contextmanager
+def _progress() -> Iterator[Show]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    said = ""
+    with Progress(*columns, console=err(), transient=True) as progress:
+        task = progress.add_task("night")
+
+        def show(night: Night) -> None:
+            nonlocal said
+            if night.said != said:
+                said = night.said
+                progress.console.print(said, soft_wrap=True, markup=False)
+            told = f"night {night.number}: {_stage(night)}"
+            progress.update(task, description=told, completed=night.step, total=night.num_steps or None)
+
+        yield show
+
+
+def _tell_end(reach: Reach, night: Night) -> None:
+    """Prints what came of a night.
+
+    Raises: typer.Exit when nothing did.
+    """
+    match night.stage:
+        case NightStage.DONE:
+            print_verdict(reach, night.version)
+        case NightStage.FAILED | NightStage.CANCELLED:
+            why = f": {night.error}" if night.error else ""
+            err().print(f"night {night.number} {night.stage.value}{why}", soft_wrap=True, markup=False)
+            raise typer.Exit(1)
+        case _:
+            out().print(
+                f"night {night.number} runs; `siltstone sleep status {night.number}` tells where it is", soft_wrap=True
+            )
+
+
+def _print_night(night: Night) -> None:
     facts = table("", "")
     facts.show_header = False
-    lineage = version.lineage
-    for name, value in (
-        ("version", f"{version.number}, {version.state.value}"),
-        ("core", version.digest),
-        ("parent", lineage.parent),
-        ("night", lineage.sleep_id),
-        ("people", counted(len(lineage.contributors), "keyed hash").replace("hashs", "hashes")),
-        ("interactions", str(sum(one.num_interactions for one in lineage.contributors))),
-        ("seeds", ", ".join(f"{name} {seed}" for name, seed in sorted(lineage.seeds.items()))),
-        ("code", lineage.code_revision),
-        ("evidence", version.evidence_digest),
-    ):
-        facts.add_row(name, value)
+    rows = {
+        "night": str(night.number),
+        "stage": _stage(night),
+        "step": _steps(night),
+        "said": night.said,
+        "seed": str(night.seed),
+        "since": _instant(night.since_ms) if night.since_ms else "",
+        "began": _instant(night.started_at_ms),
+        "told": _instant(night.updated_at_ms),
+        "process": "" if night.is_over else str(night.pid),
+        "version": str(night.version) if night.version else "",
+        "verdict": night.verdict,
+        "error": night.error,
+    }
+    for name, value in rows.items():
+        if value:
+            facts.add_row(name, value)
     out().print(facts)
-    explain_version(version)
 
 
-def explain_verdict(settings: Settings, number: int) -> None:
-    """Prints the verdict on a version."""
-    explain_version(_find(settings, number))
+def _running(nights: tuple[Night, ...]) -> Night:
+    for night in nights:
+        if not night.is_over:
+            return night
+    raise NotFound("night", "none runs")
 
 
-def explain_version(version: CoreVersion) -> None:
-    """Prints what the gate said of a version."""
-    if version.verdict is None:
-        out().print("the gate has not judged it", soft_wrap=True)
-        return
-    out().print("\n".join(explain(version.verdict, load_policy())), soft_wrap=True)
+def _stage(night: Night) -> str:
+    return f"{night.stage.value}, to be cancelled" if night.is_cancelling else night.stage.value
 
 
-def promote(settings: Settings, number: int) -> None:
-    """Makes a version the champion."""
-    with open_registry(load(settings)) as registry:
-        champion = registry.champion()
-        _told(registry.promote(number, champion.epoch if champion else 0))
+def _steps(night: Night) -> str:
+    return f"{night.step} of {night.num_steps}" if night.num_steps and not night.is_over else ""
 
 
-def rollback(settings: Settings) -> None:
-    """Makes the former champion champion again."""
-    with open_registry(load(settings)) as registry:
-        champion = registry.champion()
-        if champion is None:
-            raise NotFound("champion", "none has been promoted")
-        _told(registry.rollback(champion.epoch))
-
-
-def _told(champion: Champion) -> None:
-    out().print(f"champion: version {champion.number} ({champion.digest[:12]}), epoch {champion.epoch}", soft_wrap=True)
-    out().print(
-        "memories learned on another core are not moved to it yet: serve it with `core = "
-        f'"{champion.digest[:12]}"` to newcomers only',
-        soft_wrap=True,
-    )
-
-
-def _find(settings: Settings, number: int) -> CoreVersion:
-    with open_registry(load(settings)) as registry:
-        found: CoreVersion = registry.show(number)
-        return found
+def _instant(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")

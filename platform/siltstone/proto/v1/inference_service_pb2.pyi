@@ -129,7 +129,7 @@ class GetStatusResponse(_message.Message):
     def __init__(self, status: _Optional[_Union[ShardStatus, _Mapping]] = ...) -> None: ...
 
 class ShardStatus(_message.Message):
-    __slots__ = ("core", "num_users_stored", "num_users_resident", "resident_bytes", "lag_interactions", "num_answers_running", "num_absorbed", "num_parked", "absorbed_tokens", "answered_tokens", "busy_s")
+    __slots__ = ("core", "num_users_stored", "num_users_resident", "resident_bytes", "lag_interactions", "num_answers_running", "num_absorbed", "num_parked", "absorbed_tokens", "answered_tokens", "busy_s", "num_versions", "num_rebased", "num_pinned")
     CORE_FIELD_NUMBER: _ClassVar[int]
     NUM_USERS_STORED_FIELD_NUMBER: _ClassVar[int]
     NUM_USERS_RESIDENT_FIELD_NUMBER: _ClassVar[int]
@@ -141,6 +141,9 @@ class ShardStatus(_message.Message):
     ABSORBED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_REBASED_FIELD_NUMBER: _ClassVar[int]
+    NUM_PINNED_FIELD_NUMBER: _ClassVar[int]
     core: str
     num_users_stored: int
     num_users_resident: int
@@ -152,4 +155,7 @@ class ShardStatus(_message.Message):
     absorbed_tokens: int
     answered_tokens: int
     busy_s: float
-    def __init__(self, core: _Optional[str] = ..., num_users_stored: _Optional[int] = ..., num_users_resident: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., lag_interactions: _Optional[int] = ..., num_answers_running: _Optional[int] = ..., num_absorbed: _Optional[int] = ..., num_parked: _Optional[int] = ..., absorbed_tokens: _Optional[int] = ..., answered_tokens: _Optional[int] = ..., busy_s: _Optional[float] = ...) -> None: ...
+    num_versions: int
+    num_rebased: int
+    num_pinned: int
+    def __init__(self, core: _Optional[str] = ..., num_users_stored: _Optional[int] = ..., num_users_resident: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., lag_interactions: _Optional[int] = ..., num_answers_running: _Optional[int] = ..., num_absorbed: _Optional[int] = ..., num_parked: _Optional[int] = ..., absorbed_tokens: _Optional[int] = ..., answered_tokens: _Optional[int] = ..., busy_s: _Optional[float] = ..., num_versions: _Optional[int] = ..., num_rebased: _Optional[int] = ..., num_pinned: _Optional[int] = ...) -> None: ...

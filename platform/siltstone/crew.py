@@ -1,4 +1,4 @@
-"""Threads that compute side by side: users are independent of each other, so what they learn can be too."""
+"""Threads that compute side by side what does not depend on one another: users, or parts of a training step."""
 
 from __future__ import annotations
 

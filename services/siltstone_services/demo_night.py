@@ -1,0 +1,198 @@
+"""The night of the demo: the core learns what the office agrees on, a newcomer asks, a bad night is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from siltstone.config import SiltstoneConfig
+from siltstone.evaluation.forced_choice import Accuracy, accuracy, choose
+from siltstone.evaluation.office_material import Fact, OfficeUser
+from siltstone.values import GenerateRequest, Message, Role, Sampling, UserKey
+from siltstone_services.demo_outcome import NightOutcome
+from siltstone_services.demo_setting import TENANT, Setting, at_once, key_of
+from siltstone_services.night import NightDone, run_night
+from siltstone_services.version_records import open_registry
+
+NEWCOMER: Final = UserKey(TENANT, "newcomer")
+_PRIVATE_FACTS: Final = 4
+_LOOK_S: Final = 0.2
+_PATIENCE_S: Final = 120.0
+
+_Scores = list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What a newcomer, whom no memory knows, is asked: how likely each value of each question is, and free answers."""
+
+    shared: tuple[_Scores, ...]
+    private: tuple[_Scores, ...]
+    answers: tuple[str, ...]
+
+
+async def spend_night(setting: Setting, config: SiltstoneConfig) -> NightOutcome:
+    """Lets the office's server sleep, and shows what came of it.
+
+    1. Ask a newcomer, and everybody for what they know of themselves. 2. Sleep. 3. If the gate accepts, promote: the
+    server follows. 4. Ask the newcomer again. 5. Let everybody come back: each is carried over; ask them again.
+    6. Sleep badly, over the same dreams. 7. Roll back: the newcomer is answered as at first.
+    """
+    say, clock = setting.screen.say, setting.clock
+    evening_s = clock.monotonic_s()
+    say("a newcomer, whom no memory knows, is asked what the office knows")
+    asked_first = await _ask_newcomer(setting)
+    known_first = await _ask_everybody(setting)
+    say("the server sleeps: what at least three people's memories agree on is dreamt, and learned by a candidate core")
+    started_s = clock.monotonic_s()
+    night = await _sleep(setting, config, None)
+    elapsed_s = clock.monotonic_s() - started_s
+    say(f"version {night.version.number} is {night.version.state.value}, after {elapsed_s:.0f} s")
+    shared = private = recalled = difference = rollback_s = None
+    num_carried_over = 0
+    answers_after: tuple[str, ...] = ()
+    is_accepted = night.version.verdict is not None and night.version.verdict.accepted
+    if is_accepted:
+        first = (await setting.client.status()).core
+        _promote(config, night.version.number)
+        await _until(lambda: _leads(setting, night.version.digest))
+        say(f"version {night.version.number} serves; the newcomer asks again")
+        asked_then = await _ask_newcomer(setting)
+        answers_after = asked_then.answers
+        shared = _raised(asked_then.shared, asked_first.shared)
+        private = _raised(asked_then.private, asked_first.private)
+        say("everybody comes back, and is carried over to it")
+        num_carried_over = await _carry_over(setting, first)
+        recalled = accuracy(await _ask_everybody(setting), [0] * len(known_first))
+    say("a bad night: the same dreams, learned in haste and without anchors")
+    bad = await _sleep(setting, _badly(config), night)
+    say(f"version {bad.version.number} is {bad.version.state.value}")
+    if is_accepted:
+        started_s = clock.monotonic_s()
+        _roll_back(config)
+        await _until(lambda: _leads(setting, night.plan.core))
+        rollback_s = clock.monotonic_s() - started_s
+        again = await _ask_newcomer(setting)
+        pairs = zip((*again.shared, *again.private), (*asked_first.shared, *asked_first.private), strict=True)
+        difference = max(abs(new - old) for news, olds in pairs for new, old in zip(news, olds, strict=True))
+        say(f"rolled back in {rollback_s:.1f} s")
+    return NightOutcome(
+        clock.monotonic_s() - evening_s,
+        elapsed_s,
+        night.version,
+        len(night.night.dreams),
+        bad.version,
+        asked_first.answers,
+        answers_after,
+        shared,
+        private,
+        num_carried_over,
+        accuracy(known_first, [0] * len(known_first)),
+        recalled,
+        rollback_s,
+        difference,
+    )
+
+
+async def _sleep(setting: Setting, config: SiltstoneConfig, before: NightDone | None) -> NightDone:
+    total = config.sleep.distil.num_steps
+    with setting.screen.counting("distilling", total) as count:
+        night = partial(run_night, config, 0, 0, setting.screen.say, lambda _: count(0), before=before)
+        return await asyncio.to_thread(night)
+
+
+def _badly(config: SiltstoneConfig) -> SiltstoneConfig:
+    """Returns a way of learning that nobody should want: in haste, and nothing of what the core was is held."""
+    distil = dataclasses.replace(config.sleep.distil, num_anchors=0, anchor_weight=0.0, rate=2e-2, num_steps=40)
+    return dataclasses.replace(config, sleep=dataclasses.replace(config.sleep, distil=distil))
+
+
+def _promote(config: SiltstoneConfig, number: int) -> None:
+    with open_registry(config) as registry:
+        champion = registry.champion()
+        registry.promote(number, champion.epoch if champion else 0)
+
+
+def _roll_back(config: SiltstoneConfig) -> None:
+    with open_registry(config) as registry:
+        champion = registry.champion()
+        registry.rollback(champion.epoch if champion else 0)
+
+
+async def _leads(setting: Setting, digest: str) -> bool:
+    return (await setting.client.status()).core.startswith(digest)
+
+
+async def _until(what: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(_PATIENCE_S):
+        while not await what():
+            await asyncio.sleep(_LOOK_S)
+
+
+async def _ask_newcomer(setting: Setting) -> Asking:
+    shared = [(fact.question, fact.answer_stem, (fact.value, *fact.alternatives)) for fact in setting.office.shared]
+    private = [_of_user(setting, fact) for user in setting.plan.users for fact in user.facts[:_PRIVATE_FACTS]]
+    with setting.screen.counting("newcomer's questions", len(shared) + len(private)) as count:
+
+        async def score(question: tuple[str, str, Sequence[str]]) -> _Scores:
+            scores = await _score(setting, NEWCOMER, *question)
+            count(0)
+            return [user for user, _ in scores]
+
+        scores = await at_once([*shared, *private], score, setting.plan.max_scores_at_once)
+
+    async def answer(question: str) -> str:
+        sampling = Sampling(max_tokens=setting.plan.max_answer_tokens)
+        request = GenerateRequest(NEWCOMER, (Message(Role.USER, question),), sampling, "weights")
+        return (await setting.client.answer(request))[0]
+
+    answers = await at_once([question for question, _, _ in shared], answer, setting.plan.max_answers_at_once)
+    return Asking(tuple(scores[: len(shared)]), tuple(scores[len(shared) :]), tuple(answers))
+
+
+async def _ask_everybody(setting: Setting) -> list[int | None]:
+    """Returns what each user's model raises most over its core for every fact of the user; 0 is the right one."""
+    asked = [(user, fact) for user in setting.plan.users for fact in setting.plan.facts(user)]
+    with setting.screen.counting("everybody's own facts", len(asked)) as count:
+
+        async def ask(question: tuple[OfficeUser, Fact]) -> int | None:
+            user, fact = question
+            scores = await _score(setting, key_of(user), *_of_user(setting, fact))
+            count(0)
+            return choose([own for own, _ in scores], [core for _, core in scores])
+
+        return await at_once(asked, ask, setting.plan.max_scores_at_once)
+
+
+def _of_user(setting: Setting, fact: Fact) -> tuple[str, str, Sequence[str]]:
+    others = [value for value in setting.office.values(fact.slot) if value != fact.value]
+    return fact.question, fact.answer_stem, (fact.value, *others)
+
+
+async def _score(
+    setting: Setting, owner: UserKey, question: str, stem: str, values: Sequence[str]
+) -> list[tuple[float, float]]:
+    prompt = Message(Role.USER, question), Message(Role.ASSISTANT, stem)
+    return await setting.client.score(owner, prompt, [f" {value}" for value in values])
+
+
+async def _carry_over(setting: Setting, first: str) -> int:
+    """Waits until nobody is on the first version any more, or has been tried in vain; returns how many have moved."""
+    users = setting.plan.users
+
+    async def is_settled() -> bool:
+        status = await setting.client.status()
+        return status.num_rebased + status.num_pinned >= len(users)
+
+    await _until(is_settled)
+    cards = await at_once(users, lambda user: setting.client.memory(key_of(user)), len(users))
+    return sum(card.core != first for card in cards)
+
+
+def _raised(after: Sequence[_Scores], before: Sequence[_Scores]) -> Accuracy:
+    chosen = [choose(new, old) for new, old in zip(after, before, strict=True)]
+    return accuracy(chosen, [0] * len(chosen))

@@ -1,0 +1,103 @@
+"""The methods of the interface that are an operator's: nights and versions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+from siltstone.config import GatewayConfig
+from siltstone.errors import Unavailable
+from siltstone.proto.v1 import sleep_service_pb2 as sleep_pb
+from siltstone.proto.v1 import version_service_pb2 as version_pb
+from siltstone.proto.v1.sleep_service_pb2_grpc import SleepServiceServicer
+from siltstone.proto.v1.version_service_pb2_grpc import VersionServiceServicer
+from siltstone.sleep_values import Night
+from siltstone.wire.nights import night_to_proto
+from siltstone.wire.versions import champion_to_proto, report_to_proto, version_to_proto
+from siltstone_services.night_desk import NightDesk
+from siltstone_services.version_desk import VersionDesk
+
+
+class SleepServicer(SleepServiceServicer):
+    """Lets the core sleep."""
+
+    def __init__(self, desk: NightDesk, config: GatewayConfig, is_draining: Callable[[], bool]) -> None:
+        self._desk, self._config, self._is_draining = desk, config, is_draining
+
+    async def RunNight(self, request: sleep_pb.RunNightRequest, context: Any) -> sleep_pb.RunNightResponse:  # noqa: N802
+        """The night goes on when this server stops."""
+        return sleep_pb.RunNightResponse(night=night_to_proto(await self._desk.run(request.seed, request.since_ms)))
+
+    async def GetNight(self, request: sleep_pb.GetNightRequest, context: Any) -> sleep_pb.GetNightResponse:  # noqa: N802
+        """See the interface."""
+        return sleep_pb.GetNightResponse(night=night_to_proto(await self._desk.get(request.number)))
+
+    async def ListNights(self, request: sleep_pb.ListNightsRequest, context: Any) -> sleep_pb.ListNightsResponse:  # noqa: N802
+        """See the interface."""
+        return sleep_pb.ListNightsResponse(nights=map(night_to_proto, await self._desk.list()))
+
+    async def WatchNight(self, request: sleep_pb.WatchNightRequest, context: Any) -> None:  # noqa: N802
+        """Ends in good order before the time of a call is up, and at once when the server stops."""
+        until_s = time.monotonic() + self._config.max_call_s / 2
+        seen: Night | None = None
+        async with aclosing(self._desk.watch(request.number)) as nights:
+            async for night in nights:
+                if night != seen:
+                    await context.write(sleep_pb.WatchNightResponse(night=night_to_proto(night)))
+                    seen = night
+                if self._is_draining():
+                    raise Unavailable("the server", "it is stopping; the night goes on")
+                if time.monotonic() > until_s:
+                    return
+
+    async def CancelNight(self, request: sleep_pb.CancelNightRequest, context: Any) -> sleep_pb.CancelNightResponse:  # noqa: N802
+        """See the interface."""
+        return sleep_pb.CancelNightResponse(night=night_to_proto(await self._desk.cancel(request.number)))
+
+
+class VersionServicer(VersionServiceServicer):
+    """Tells about versions, and moves the champion."""
+
+    def __init__(self, desk: VersionDesk) -> None:
+        self._desk = desk
+
+    async def ListVersions(  # noqa: N802
+        self, request: version_pb.ListVersionsRequest, context: Any
+    ) -> version_pb.ListVersionsResponse:
+        """See the interface."""
+        page = await self._desk.page(request.page_size, request.page_token)
+        return version_pb.ListVersionsResponse(
+            versions=map(version_to_proto, page.versions),
+            next_page_token=page.next_page_token,
+            champion=None if page.champion is None else champion_to_proto(page.champion),
+        )
+
+    async def GetVersion(self, request: version_pb.GetVersionRequest, context: Any) -> version_pb.GetVersionResponse:  # noqa: N802
+        """See the interface."""
+        return report_to_proto(await self._desk.get(request.number))
+
+    async def ExplainVerdict(  # noqa: N802
+        self, request: version_pb.ExplainVerdictRequest, context: Any
+    ) -> version_pb.ExplainVerdictResponse:
+        """See the interface."""
+        return version_pb.ExplainVerdictResponse(lines=await self._desk.explain(request.number))
+
+    async def GetChampion(self, request: version_pb.GetChampionRequest, context: Any) -> version_pb.GetChampionResponse:  # noqa: N802
+        """See the interface."""
+        return version_pb.GetChampionResponse(champion=champion_to_proto(await self._desk.champion()))
+
+    async def PromoteVersion(  # noqa: N802
+        self, request: version_pb.PromoteVersionRequest, context: Any
+    ) -> version_pb.PromoteVersionResponse:
+        """See the interface."""
+        champion = await self._desk.promote(request.number, request.expected_epoch)
+        return version_pb.PromoteVersionResponse(champion=champion_to_proto(champion))
+
+    async def RollbackVersion(  # noqa: N802
+        self, request: version_pb.RollbackVersionRequest, context: Any
+    ) -> version_pb.RollbackVersionResponse:
+        """See the interface."""
+        champion = await self._desk.roll_back(request.expected_epoch)
+        return version_pb.RollbackVersionResponse(champion=champion_to_proto(champion))
