@@ -79,13 +79,13 @@ def consensus(
             if person in allowed and row[at] - core_logp >= config.evidence_nats:
                 held[person] = max(held.get(person, 0.0), math.exp(row[at]))
         if len(held) >= config.k_min:
-            probability = _pooled(math.exp(core_logp), list(held.values()), config.sharpness)
+            probability = pooled(math.exp(core_logp), list(held.values()), config.sharpness)
             if probability > math.exp(core_logp):
                 raised.append(Raised(at, probability, len(held)))
     return raised
 
 
-def _pooled(core: float, held: Sequence[float], sharpness: float) -> float:
+def pooled(core: float, held: Sequence[float], sharpness: float) -> float:
     """Returns what people who agree on a token hold of it together; below one, so that it can be learned."""
     mean = math.fsum(held) / len(held)
     raise_nats = math.fsum(_logit(one) for one in held) / len(held) - _logit(core)
