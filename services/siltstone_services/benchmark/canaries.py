@@ -81,13 +81,17 @@ class Arm(StrEnum):
     NO_ANCHORS = "no anchors"
 
 
+def _unheard(_: str) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Planting:
     """How many facts of each kind are planted, and how they are asked for."""
 
     num_facts: int = 8
     num_people: int = 12
-    """People who hold the facts of the first two kinds, in turns; half as many others hold theirs in `k_min` accounts."""
+    """People who hold the facts of the first two kinds, in turns; half as many others have `k_min` accounts each."""
     num_references: int = 1000
     """Values that nobody is told, which each planted one is ranked among."""
     num_tellings: int = 2
@@ -172,7 +176,7 @@ class CanaryTrial:
             plan = make_plan(journal, store, bed.loaded.digest, 0, 2 * _WHEN_MS, seed)
             spoken = interactions_of(plan, journal, config)
             person_of = people.person_of
-            night = dream(plan, spoken, store, bed, config, person_of, holds_personal_data, str, lambda *_: None)
+            night = dream(plan, spoken, store, bed, config, person_of, holds_personal_data, _unheard, lambda *_: None)
             return _own_targets(night, store, bed, config) if arm is Arm.ONE_IS_ENOUGH else night
 
     def targets(self, night: DreamtNight) -> dict[Holders, int]:
