@@ -198,7 +198,7 @@ class CanaryTrial:
         if arm is Arm.NO_ANCHORS:
             bare = replace(config.sleep.distil, anchor_weight=0.0, num_anchors=0)
             config = replace(config, sleep=replace(config.sleep, distil=bare))
-        expert = distil(items_of(night, bed), bed, config, seed, lambda _: None)
+        expert = distil(items_of(night, bed, config), bed, config, seed, lambda _: None)
         candidate = Core(bed.loaded.config, candidate_of(expert, bed, arm).tensors, bed.core.device, bed.core.dtype)
         return self._measure(candidate, self.targets(night), str(arm))
 
