@@ -41,7 +41,7 @@ from siltstone.sleep.selection import choose, worth
 from siltstone.sleep.words import supporters, who_said, words_in, words_of_tokens
 from siltstone.sleep_values import SleepPlan, StepDone
 from siltstone.values import Interaction, JournalRecord, Sampling, UserKey
-from siltstone_services.dreaming import sample, sample_dreams
+from siltstone_services.dreaming import Sampler, sample_dreams
 from siltstone_services.learning import Ground, ground_extra
 from siltstone_services.training import train_expert
 
@@ -100,6 +100,13 @@ def crew_of(config: SiltstoneConfig) -> Crew:
     """Returns the threads that compute side by side: of a processor all, of a GPU one."""
     on_processor = config.engine.device == "cpu"
     return Crew((config.engine.num_threads or os.cpu_count() or 1) if on_processor else 1)
+
+
+def sampler_of(bed: Bed, config: SiltstoneConfig) -> Sampler:
+    """Returns who samples texts from the core and from users' memories, on all cores of the machine."""
+    crew = crew_of(config)
+    engines = [engine_of(bed, config.engine) for _ in range(crew.num_threads)]
+    return Sampler(engines, bed.loaded.tokenizer, SystemClock(), crew)
 
 
 def make_plan(journal: Journal, store: SnapshotStore, core: str, since_ms: int, until_ms: int, seed: int) -> SleepPlan:
@@ -169,9 +176,7 @@ def dream(
     coefficients, passed_over = _memories(plan, store, bed)
     dropped.update(passed_over)
     sampled, faults = sample_dreams(
-        engine_of(bed, config.engine),
-        bed.loaded.tokenizer,
-        SystemClock(),
+        sampler_of(bed, config),
         cues_of(seen, settings.sampling, plan.id, cue),
         coefficients,
         settings.sampling,
@@ -319,7 +324,7 @@ def anchor_items(bed: Bed, config: SiltstoneConfig) -> list[Item]:
         items.append(anchor_item(Lesson(ids, (0.0,) * len(ids), after_prefix=False)))
     exchanges = [(chat.question, chat.answer) for chat in office.anchor_chats]
     asked = [(request, None, Sampling(_ANCHOR_ANSWER_TOKENS)) for request in office.requests]
-    answers = sample(engine_of(bed, config.engine), tokenizer, SystemClock(), asked, math.inf)
+    answers = sampler_of(bed, config).answers(asked, math.inf)
     exchanges += [(request, text) for request, text in zip(office.requests, answers, strict=True) if text]
     for question, answer in exchanges:
         lesson = bed.lessons.as_answered(question, answer)

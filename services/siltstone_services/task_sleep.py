@@ -23,7 +23,6 @@ from siltstone.adapters.personal_data import holds_personal_data
 from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
-from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
 from siltstone.errors import InvalidInput
 from siltstone.evaluation.external_probes import asked_suites
@@ -42,7 +41,6 @@ from siltstone.sleep.tuning import ReadText, Tuner, coefficients_of
 from siltstone.sleep_values import CoreVersion, Lineage, StepDone
 from siltstone.values import Message, Role, Sampling
 from siltstone.versions.keeping import origin_of
-from siltstone_services.dreaming import sample
 from siltstone_services.evidence_json import to_json
 from siltstone_services.judging import Exam, material_of, shipped_exam
 from siltstone_services.keeping import name_of_night
@@ -56,6 +54,7 @@ from siltstone_services.sleeper import (
     engine_of,
     interactions_of,
     make_plan,
+    sampler_of,
 )
 from siltstone_services.version_records import open_registry
 
@@ -216,7 +215,7 @@ def _dream(task: Task, bed: Bed, config: SiltstoneConfig, dreamer: Expert | None
         )
         for number in range(settings.num_dreams)
     ]
-    texts = sample(engine_of(bed, config.engine), tokenizer, SystemClock(), asked, settings.max_s)
+    texts = sampler_of(bed, config).answers(asked, settings.max_s)
     dreams: dict[str, TaskDream] = {}
     for (prompt, _, _), text in zip(asked, texts, strict=True):
         # What the operator's own text holds is the operator's to decide.
