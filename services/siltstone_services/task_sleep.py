@@ -204,7 +204,7 @@ def _prompt(task: Task, what: str) -> str:
 
 
 def _dream(task: Task, bed: Bed, config: SiltstoneConfig, dreamer: Expert | None, seed: str) -> list[TaskDream]:
-    settings, tokenizer = config.sleep.task, bed.loaded.tokenizer
+    settings = config.sleep.task
     chance = random.Random(seed)
     own = None if dreamer is None else coefficients_of(dreamer)
     asked = [
