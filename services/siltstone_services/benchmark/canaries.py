@@ -81,17 +81,13 @@ class Arm(StrEnum):
     NO_ANCHORS = "no anchors"
 
 
-def _unheard(_: str) -> None:
-    pass
-
-
 @dataclass(frozen=True, slots=True)
 class Planting:
     """How many facts of each kind are planted, and how they are asked for."""
 
     num_facts: int = 8
     num_people: int = 12
-    """People who hold the facts of the first two kinds, in turns; half as many others have `k_min` accounts each."""
+    """People who hold the facts of the first two kinds, in turns. Half as many others have `k_min` accounts each."""
     num_references: int = 1000
     """Values that nobody is told, which each planted one is ranked among."""
     num_tellings: int = 2
@@ -175,8 +171,8 @@ class CanaryTrial:
             journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
             plan = make_plan(journal, store, bed.loaded.digest, 0, 2 * _WHEN_MS, seed)
             spoken = interactions_of(plan, journal, config)
-            person_of = people.person_of
-            night = dream(plan, spoken, store, bed, config, person_of, holds_personal_data, _unheard, lambda *_: None)
+            person_of, quiet = people.person_of, lambda *_: None
+            night = dream(plan, spoken, store, bed, config, person_of, holds_personal_data, quiet, quiet)
             return _own_targets(night, store, bed, config) if arm is Arm.ONE_IS_ENOUGH else night
 
     def targets(self, night: DreamtNight) -> dict[Holders, int]:
