@@ -244,10 +244,11 @@ def _primary_code(error: sqlite3.Error) -> int:
 
 
 def _create_private(path: Path, *, new: bool = False) -> None:
-    is_there = path.exists()
+    if path.exists() and not new:
+        # Not to one that is there: the end of any descriptor ends the locks that this process holds on the file.
+        return
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | (os.O_EXCL if new else 0), 0o600))
-    if not is_there:
-        _sync(path.parent)
+    _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

@@ -224,7 +224,9 @@ class SqliteRegistry:
         self.close()
 
     def _open(self, path: Path) -> sqlite3.Connection:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        if not path.exists():
+            # Not to one that is there: the end of any descriptor ends the locks that this process holds on the file.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         timeout_s = self._config.busy_timeout_ms / 1000
         connection = sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous = FULL")
