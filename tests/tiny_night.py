@@ -87,7 +87,7 @@ def sleep(
 ) -> NightDone:
     """Runs one night."""
     config = tiny_config(home, {**SETTINGS, **(settings or {})})
-    return run_night(config, seed, since_ms, lambda _: None, lambda _: None, exam(accepts))
+    return run_night(config, seed, since_ms, lambda _: None, lambda _: None, exam=exam(accepts))
 
 
 def state_of(home: Path) -> dict[str, Any]:
