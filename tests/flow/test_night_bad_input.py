@@ -201,7 +201,7 @@ def test_a_candidate_changed_between_its_evidence_and_its_verdict_is_not_judged(
             0,
             lambda _: None,
             lambda _: None,
-            Exam(measure_and_change, light.policy),  # type: ignore[arg-type]
+            exam=Exam(measure_and_change, light.policy),  # type: ignore[arg-type]
         )
     with open_registry(tiny_config(home)) as registry:
         assert registry.list() == ()

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from siltstone.adapters.core_names import CoreNames, check_name
 from siltstone.adapters.imported_core import ImportedCore, check_config, check_tensors, tensor_shapes
-from siltstone.adapters.tokenizer import ChatFormat, CoreTokenizer, chat_from_json, chat_to_json
+from siltstone.adapters.tokenizer import ChatFormat, CoreTokenizer, chat_from_json, chat_to_json, shared_tokenizer
 from siltstone.errors import Corrupt, InvalidInput, NotFound, Unavailable
 from siltstone.model.config import CoreConfig
 
@@ -160,7 +160,7 @@ class CoreStore:
         try:
             tensors = load_file(folder / _WEIGHTS)
             check_tensors(manifest.config, tensors)
-            tokenizer = CoreTokenizer((folder / _TOKENIZER).read_text(encoding="utf-8"), manifest.chat)
+            tokenizer = shared_tokenizer((folder / _TOKENIZER).read_text(encoding="utf-8"), manifest.chat)
             extras = {f: (folder / f).read_bytes() for f in manifest.files if f not in (_WEIGHTS, _TOKENIZER)}
         except InvalidInput as error:
             raise Corrupt(f"core {digest[:12]}, {error.field}", error.expected, error.found) from error
@@ -261,7 +261,7 @@ class CoreStore:
 def _check_imported(imported: ImportedCore) -> None:
     check_config(imported.config)
     check_tensors(imported.config, imported.tensors)
-    tokenizer = CoreTokenizer(imported.tokenizer_json, imported.chat)
+    tokenizer = shared_tokenizer(imported.tokenizer_json, imported.chat)
     if tokenizer.vocab_size > imported.config.vocab_size:
         raise InvalidInput("tokenizer", f"at most {imported.config.vocab_size} tokens", str(tokenizer.vocab_size))
     for name in imported.extras:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from tokenizers import Tokenizer as Engine
@@ -121,6 +122,20 @@ class CoreTokenizer:
         if role not in self._turns:
             raise InvalidInput("role", " or ".join(sorted(self._turns)), repr(str(role)))
         return self._turns[role]
+
+
+def shared_tokenizer(tokenizer_json: str, chat: ChatFormat) -> CoreTokenizer:
+    """Returns the tokenizer of a file and a chat format: the same one as long as few others were asked for.
+
+    The library keeps for every thread what a tokenizer has split, also when the tokenizer is long gone: half a megabyte
+    for each one that has read some pages. A home that sleeps every night loads the same one again and again.
+    """
+    return _shared(tokenizer_json, json.dumps(chat_to_json(chat), sort_keys=True))
+
+
+@lru_cache(maxsize=8)
+def _shared(tokenizer_json: str, chat_json: str) -> CoreTokenizer:
+    return CoreTokenizer(tokenizer_json, chat_from_json(json.loads(chat_json)))
 
 
 def _read_engine(tokenizer_json: str, chat: ChatFormat) -> Engine:
