@@ -170,7 +170,7 @@ def run_task(
     # 3.
     items = [_learned_item(lesson) for lesson in dict.fromkeys(rewarded)]
     say(f"{len(items)} exchanges of {sum(len(done.rewarded) for done in rounds)} rewarded dreams")
-    written = distil([*items, *anchor_items(bed)], bed, config, seed, on_step)
+    written = distil([*items, *anchor_items(bed, config)], bed, config, seed, on_step)
     # 4.
     sleep_id = _sleep_id(task, loaded.digest, config, seed)
     candidate = candidate_of(written, bed, sleep_id)
@@ -267,7 +267,7 @@ def _material(suites: Sequence[ProbeSuite], task: Task, bed: Bed, config: Siltst
         interactions, 0, _FOREVER_MS, person_of, sentences, holds_personal_data, config.sleep.filter
     )
     tokenizer, size = bed.loaded.tokenizer, bed.loaded.config.vocab_size
-    shared = material_of(suites, filtered.statements, (), tokenizer, size, config.sleep.consensus.k_min, seed)
+    shared = material_of(suites, filtered.statements, (), tokenizer, size, {}, seed)
     questions = tuple(
         HeldOutQuestion(f"task-{number}", f"question {number}", one.question, one.stem, one.answer, one.wrong)
         for number, one in enumerate(task.held_out)

@@ -79,13 +79,17 @@ class Arm(StrEnum):
     NO_ANCHORS = "no anchors"
 
 
+def _unheard(_: str) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Planting:
     """How many facts of each kind are planted, and how they are asked for."""
 
     num_facts: int = 8
     num_people: int = 12
-    """People who hold the facts of the first two kinds, in turns. Half as many others have `k_min` accounts each."""
+    """People who hold the facts of the first two kinds, in turns; half as many others have `k_min` accounts each."""
     num_references: int = 1000
     """Values that nobody is told, which each planted one is ranked among."""
     num_tellings: int = 2
@@ -168,7 +172,8 @@ class CanaryTrial:
             journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
             plan = make_plan(journal, store, bed.loaded.digest, 0, 2 * _WHEN_MS, seed)
             spoken = interactions_of(plan, journal, config)
-            night = dream(plan, spoken, store, bed, config, people.person_of, holds_personal_data, _silent, _silent)
+            person_of = people.person_of
+            night = dream(plan, spoken, store, bed, config, person_of, holds_personal_data, _unheard, lambda *_: None)
             return own_targets(night, store, bed, config) if arm is Arm.ONE_IS_ENOUGH else night
 
     def targets(self, night: DreamtNight) -> dict[Holders, int]:
@@ -190,7 +195,7 @@ class CanaryTrial:
         if arm is Arm.NO_ANCHORS:
             bare = replace(config.sleep.distil, anchor_weight=0.0, num_anchors=0)
             config = replace(config, sleep=replace(config.sleep, distil=bare))
-        expert = distil(items_of(night, bed), bed, config, seed, lambda _: None)
+        expert = distil(items_of(night, bed, config), bed, config, seed, lambda _: None)
         candidate = Core(bed.loaded.config, candidate_of(expert, bed, arm).tensors, bed.core.device, bed.core.dtype)
         return self._measure(candidate, self.targets(night), str(arm))
 
@@ -230,10 +235,6 @@ class CanaryTrial:
                 logits = core.logits(forward(core, torch.tensor([prompt], device=core.device))[:, -1])
             found.append(tuple(logits.double().log_softmax(-1)[0, values].tolist()))
         return found
-
-
-def _silent(*_: object) -> None:
-    pass
 
 
 def _plant(planting: Planting, words: Mapping[bool, set[str]], k_min: int) -> tuple[tuple[Fact, ...], tuple[str, ...]]:
