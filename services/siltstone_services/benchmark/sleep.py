@@ -36,12 +36,14 @@ _HASTY: Final[dict[str, Any]] = {
     "sleep.consensus.evidence_nats": 0.05,
     "sleep.distil.num_steps": 4,
     "sleep.max_dreams": 24,
+    "sleep.sampling.num_per_user": 1,
+    "sleep.sampling.max_tokens": 8,
     "sleep.num_foreign_cues": 0,
     "sleep.rebase.num_steps": 1,
 }
 """How a night is done whose outcome nobody looks at."""
 _NUM_READING_STEPS: Final = 10
-_NUM_USERS: Final = 6
+_NUM_USERS: Final = 5
 _NUM_PASSAGES: Final = 4
 
 
