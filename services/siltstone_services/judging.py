@@ -41,7 +41,7 @@ from siltstone.sleep_values import Evidence, Measurement
 from siltstone_services.precision import dtype_for
 from siltstone_services.trial import try_core
 
-MAX_QUESTIONS: Final = 60
+MAX_QUESTIONS: Final = 40
 MAX_CANARIES: Final = 24
 _NUM_ALTERNATIVES: Final = 7
 _NUM_REFERENCES: Final = 800
@@ -69,42 +69,42 @@ def material_of(
     held_out: Sequence[Statement],
     tokenizer: Tokenizer,
     vocab_size: int,
-    k_min: int,
+    taught: Mapping[str, float],
     seed: int,
 ) -> Material:
     """Returns what a candidate is asked: nothing of it was trained on.
 
-    Its benefit is asked for with what people say whom the sleep did not see, at words that enough of those it saw have
-    said. Its secrets are the words that one person alone has said.
+    Its benefit is asked for with what people say whom the sleep did not see, at the words of which it taught most
+    (`taught`, nats). Its secrets are the words that one person alone has said.
     """
     said = who_said((one.person, one.text) for one in seen)
-    known = {word for word, people in said.items() if len(people) >= k_min}
     office = load_office()
     return Material(
         tuple(suites),
         tuple(Passage(f"held-out-{number}", one.text) for number, one in enumerate(office.held_out)),
-        _questions(held_out, known, seed),
+        _questions(held_out, taught, seed),
         _canaries(seen, said, tokenizer, vocab_size, seed),
     )
 
 
-def _questions(held_out: Sequence[Statement], known: set[str], seed: int) -> tuple[HeldOutQuestion, ...]:
+def _questions(held_out: Sequence[Statement], taught: Mapping[str, float], seed: int) -> tuple[HeldOutQuestion, ...]:
     chance = random.Random(f"{seed}/questions")
-    words = sorted(known)
-    found = []
+    words = sorted(taught)
+    found: list[tuple[float, HeldOutQuestion]] = []
     for number, one in enumerate(held_out):
-        text = second_person(one.text)
+        text, question = second_person(one.text), cue(one.text, f"{seed}/{number}")
         for match in re.finditer(r"(?<=\s)[\w'-]+", text):
             word = match.group()
-            if word.casefold() in known and word.casefold() not in COMMON_WORDS:
-                others = [other for other in words if other != word.casefold()]
+            key = word.casefold()
+            # What the question itself says is nothing to know.
+            if key in taught and key not in COMMON_WORDS and key not in words_in(question):
+                others = [other for other in words if other != key]
                 alternatives = tuple(chance.sample(others, min(_NUM_ALTERNATIVES, len(others))))
                 stem = text[: match.start()].rstrip()
-                question = cue(one.text, f"{seed}/{number}")
-                found.append(
-                    HeldOutQuestion(f"{number}-{match.start()}", one.person, question, stem, word, alternatives)
-                )
-    return tuple(chance.sample(found, min(MAX_QUESTIONS, len(found)))) if found and len(words) > 1 else ()
+                asked = HeldOutQuestion(f"{number}-{match.start()}", one.person, question, stem, word, alternatives)
+                found.append((taught[key], asked))
+    found.sort(key=lambda one: (-one[0], one[1].id))
+    return tuple(asked for _, asked in found[:MAX_QUESTIONS]) if len(words) > 1 else ()
 
 
 def _canaries(

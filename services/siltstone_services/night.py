@@ -140,7 +140,7 @@ def run_night(
             on_step(done)
             at(NightStage.DISTIL, done.step + 1, num_steps)
 
-        written = distil(items_of(night, bed), bed, config, seed, on_distilled)
+        written = distil(items_of(night, bed, config), bed, config, seed, on_distilled)
         fault_point("night.distilled")
         # 4.
         digest = cores.add(candidate_of(written, bed, plan.id), name_of_night(plan.id))
@@ -184,7 +184,7 @@ def _material(
     for one in night.filtered.statements:
         (held_out if one.person in night.left_out else seen).append(one)
     tokenizer, size = bed.loaded.tokenizer, bed.loaded.config.vocab_size
-    return material_of(suites, seen, held_out, tokenizer, size, config.sleep.consensus.k_min, seed)
+    return material_of(suites, seen, held_out, tokenizer, size, night.taught, seed)
 
 
 def _notes(night: DreamtNight, config: SiltstoneConfig) -> dict[str, str]:

@@ -49,6 +49,7 @@ from siltstone_services.prompts import recall_lines, render_prompt, render_score
 from siltstone_services.served import ServedCores
 from siltstone_services.streams import Piece, Stream, Streams
 from siltstone_services.succession import Succession
+from siltstone_services.training import forget_job
 from siltstone_services.upkeep import Upkeep
 from siltstone_services.worker import Worker
 
@@ -436,6 +437,8 @@ class EmbeddedHost:
             self._worker.leave_out(owner)
             self._streams.forget(owner)
             self._recall.clear()
+            # What the core is being trained on holds people's words: a night under way ends, and can be run again.
+            forget_job(self._config)
             had_memory, num = self._shard.forget(owner, partition_of(owner, self._num_partitions))
             return Erasure(owner, had_memory, num)
 

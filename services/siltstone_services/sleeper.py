@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import random
 from collections import Counter
@@ -39,13 +40,14 @@ from siltstone.sleep.sampled import cues_of
 from siltstone.sleep.selection import choose, worth
 from siltstone.sleep.words import supporters, who_said, words_in, words_of_tokens
 from siltstone.sleep_values import SleepPlan, StepDone
-from siltstone.values import Interaction, JournalRecord, UserKey
-from siltstone_services.dreaming import sample_dreams
+from siltstone.values import Interaction, JournalRecord, Sampling, UserKey
+from siltstone_services.dreaming import Sampler, sample_dreams
 from siltstone_services.learning import Ground, ground_extra
 from siltstone_services.training import train_expert
 
 _READ_RECORDS = 1024
 _ANCHOR_TOKENS = 96
+_ANCHOR_ANSWER_TOKENS = 24
 
 Say = Callable[[str], None]
 
@@ -77,6 +79,8 @@ class DreamtNight:
     filtered: Filtered
     left_out: frozenset[str]
     """The people who took no part, so that the gate can ask what the night gives to others."""
+    taught: Mapping[str, float]
+    """By word, what the dreams are to teach the core of it, nats."""
 
 
 def engine_of(bed: Bed, config: EngineConfig) -> AnswerEngine:
@@ -96,6 +100,13 @@ def crew_of(config: SiltstoneConfig) -> Crew:
     """Returns the threads that compute side by side: of a processor all, of a GPU one."""
     on_processor = config.engine.device == "cpu"
     return Crew((config.engine.num_threads or os.cpu_count() or 1) if on_processor else 1)
+
+
+def sampler_of(bed: Bed, config: SiltstoneConfig) -> Sampler:
+    """Returns who samples texts from the core and from users' memories, on all cores of the machine."""
+    crew = crew_of(config)
+    engines = [engine_of(bed, config.engine) for _ in range(crew.num_threads)]
+    return Sampler(engines, bed.loaded.tokenizer, SystemClock(), crew)
 
 
 def make_plan(journal: Journal, store: SnapshotStore, core: str, since_ms: int, until_ms: int, seed: int) -> SleepPlan:
@@ -165,9 +176,7 @@ def dream(
     coefficients, passed_over = _memories(plan, store, bed)
     dropped.update(passed_over)
     sampled, faults = sample_dreams(
-        engine_of(bed, config.engine),
-        bed.loaded.tokenizer,
-        SystemClock(),
+        sampler_of(bed, config),
         cues_of(seen, settings.sampling, plan.id, cue),
         coefficients,
         settings.sampling,
@@ -187,6 +196,7 @@ def dream(
     )
     reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix, crew_of(config))
     raised: dict[int, list[Raised]] = {}
+    core_logp: dict[int, Sequence[float]] = {}
     worths = [0.0] * len(dreams)
     for index, reading in reader.read(dreams, memories, settings.consensus.k_min, settings.read_batch):
         raised[index] = consensus(
@@ -196,6 +206,7 @@ def dream(
             dreams[index].supporters,
             settings.consensus,
         )
+        core_logp[index] = reading.core_logp_N
         worths[index] = worth(raised[index], reading.core_logp_N)
         on_read(len(raised), len(dreams))
     dropped[DropReason.NOT_LEARNED] += sum(value <= 0 for value in worths)
@@ -216,7 +227,19 @@ def dream(
         {reason: num for reason, num in dropped.items() if num},
         filtered,
         left_out,
+        _taught([(dreams[index], raised[index], core_logp[index]) for index in kept], bed),
     )
+
+
+def _taught(kept: Iterable[tuple[Dream, Sequence[Raised], Sequence[float]]], bed: Bed) -> dict[str, float]:
+    """Returns, by word, what some dreams are to teach the core of it, nats."""
+    taught: dict[str, float] = {}
+    for one, raised, core_logp in kept:
+        words = words_of_tokens(bed.loaded.tokenizer, [one.lesson.ids[at] for at in one.places])
+        for token in raised:
+            word = words[token.at]
+            taught[word] = taught.get(word, 0.0) + worth([token], core_logp)
+    return {word: nats for word, nats in taught.items() if word}
 
 
 def _memories(plan: SleepPlan, store: SnapshotStore, bed: Bed) -> tuple[dict[UserKey, Tensor], Counter[DropReason]]:
@@ -278,17 +301,20 @@ def _lessons(
                 yield one, bed.lessons.as_answered(cue(other.text, seed), second_person(one.text))
 
 
-def items_of(night: DreamtNight, bed: Bed) -> list[Item]:
+def items_of(night: DreamtNight, bed: Bed, config: SiltstoneConfig) -> list[Item]:
     """Returns what the student reads: the dreams, and neutral text to be kept as it is."""
     dreams = [
         dream_item(one.lesson, one.places, raised, one.person)
         for one, raised in zip(night.dreams, night.raised, strict=True)
     ]
-    return [*dreams, *anchor_items(bed)]
+    return [*dreams, *anchor_items(bed, config)]
 
 
-def anchor_items(bed: Bed) -> list[Item]:
-    """Returns neutral text, prose and exchanges, that a student is to keep as the core has it."""
+def anchor_items(bed: Bed, config: SiltstoneConfig) -> list[Item]:
+    """Returns neutral text that a student is to keep as the core has it: prose, exchanges, and the core's own answers.
+
+    The last are what the core says to what anybody might ask: how it answers is more of it than what is in books.
+    """
     items = []
     office = load_office()
     tokenizer = bed.loaded.tokenizer
@@ -296,8 +322,12 @@ def anchor_items(bed: Bed) -> list[Item]:
     for passage in office.anchors:
         ids = tuple(tokenizer.encode(passage.text)[:longest])
         items.append(anchor_item(Lesson(ids, (0.0,) * len(ids), after_prefix=False)))
-    for chat in office.anchor_chats:
-        lesson = bed.lessons.as_answered(chat.question, chat.answer)
+    exchanges = [(chat.question, chat.answer) for chat in office.anchor_chats]
+    asked = [(request, None, Sampling(_ANCHOR_ANSWER_TOKENS)) for request in office.requests]
+    answers = sampler_of(bed, config).answers(asked, math.inf)
+    exchanges += [(request, text) for request, text in zip(office.requests, answers, strict=True) if text]
+    for question, answer in exchanges:
+        lesson = bed.lessons.as_answered(question, answer)
         items.append(Item(lesson, tuple(at for at, weight in enumerate(lesson.weights) if at and weight > 0), {}))
     return items
 

@@ -23,7 +23,6 @@ from siltstone.adapters.personal_data import holds_personal_data
 from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
-from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
 from siltstone.errors import InvalidInput
 from siltstone.evaluation.external_probes import asked_suites
@@ -42,7 +41,6 @@ from siltstone.sleep.tuning import ReadText, Tuner, coefficients_of
 from siltstone.sleep_values import CoreVersion, Lineage, StepDone
 from siltstone.values import Message, Role, Sampling
 from siltstone.versions.keeping import origin_of
-from siltstone_services.dreaming import sample
 from siltstone_services.evidence_json import to_json
 from siltstone_services.judging import Exam, material_of, shipped_exam
 from siltstone_services.keeping import name_of_night
@@ -56,6 +54,7 @@ from siltstone_services.sleeper import (
     engine_of,
     interactions_of,
     make_plan,
+    sampler_of,
 )
 from siltstone_services.version_records import open_registry
 
@@ -170,7 +169,7 @@ def run_task(
     # 3.
     items = [_learned_item(lesson) for lesson in dict.fromkeys(rewarded)]
     say(f"{len(items)} exchanges of {sum(len(done.rewarded) for done in rounds)} rewarded dreams")
-    written = distil([*items, *anchor_items(bed)], bed, config, seed, on_step)
+    written = distil([*items, *anchor_items(bed, config)], bed, config, seed, on_step)
     # 4.
     sleep_id = _sleep_id(task, loaded.digest, config, seed)
     candidate = candidate_of(written, bed, sleep_id)
@@ -205,7 +204,7 @@ def _prompt(task: Task, what: str) -> str:
 
 
 def _dream(task: Task, bed: Bed, config: SiltstoneConfig, dreamer: Expert | None, seed: str) -> list[TaskDream]:
-    settings, tokenizer = config.sleep.task, bed.loaded.tokenizer
+    settings = config.sleep.task
     chance = random.Random(seed)
     own = None if dreamer is None else coefficients_of(dreamer)
     asked = [
@@ -216,7 +215,7 @@ def _dream(task: Task, bed: Bed, config: SiltstoneConfig, dreamer: Expert | None
         )
         for number in range(settings.num_dreams)
     ]
-    texts = sample(engine_of(bed, config.engine), tokenizer, SystemClock(), asked, settings.max_s)
+    texts = sampler_of(bed, config).answers(asked, settings.max_s)
     dreams: dict[str, TaskDream] = {}
     for (prompt, _, _), text in zip(asked, texts, strict=True):
         # What the operator's own text holds is the operator's to decide.
@@ -267,7 +266,7 @@ def _material(suites: Sequence[ProbeSuite], task: Task, bed: Bed, config: Siltst
         interactions, 0, _FOREVER_MS, person_of, sentences, holds_personal_data, config.sleep.filter
     )
     tokenizer, size = bed.loaded.tokenizer, bed.loaded.config.vocab_size
-    shared = material_of(suites, filtered.statements, (), tokenizer, size, config.sleep.consensus.k_min, seed)
+    shared = material_of(suites, filtered.statements, (), tokenizer, size, {}, seed)
     questions = tuple(
         HeldOutQuestion(f"task-{number}", f"question {number}", one.question, one.stem, one.answer, one.wrong)
         for number, one in enumerate(task.held_out)

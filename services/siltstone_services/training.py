@@ -48,11 +48,20 @@ def train_expert(
 
     Raises: Cancelled; Unavailable; Corrupt.
     """
-    folder = config.home_path / "training"
+    folder = _job_folder(config)
     write_job(folder, job, core_file)
     written = read_expert(core_trainer(config).train(folder, on_step, is_cancelled))
     shutil.rmtree(folder)
     return written
+
+
+def forget_job(config: SiltstoneConfig) -> None:
+    """Removes the training job of a home, whoever works on it: it holds what people said."""
+    shutil.rmtree(_job_folder(config), ignore_errors=True)
+
+
+def _job_folder(config: SiltstoneConfig) -> Path:
+    return config.home_path / "training"
 
 
 def trainer_adapter(name: str) -> Any:

@@ -84,6 +84,7 @@ def test_it_trains_what_the_book_says_and_a_finished_job_is_only_told_of(make: M
     assert expert.stat().st_mtime_ns == made_at
 
 
+@pytest.mark.parametrize("make", [plain, deepspeed], ids=["plain", "deepspeed"])
 def test_cancelled_it_stops_between_steps_and_goes_on_as_if_it_had_not(make: Make, tmp_path: Path) -> None:
     job = put_job(tmp_path / "job")
     head: list[StepDone] = []
@@ -96,6 +97,21 @@ def test_cancelled_it_stops_between_steps_and_goes_on_as_if_it_had_not(make: Mak
     assert len(head) >= 5
     assert steps[: len(head)] == head
     assert_by_the_book(steps, expert)
+
+
+@pytest.mark.slow
+def test_workers_elsewhere_stop_soon_after_they_are_told_to(tmp_path: Path) -> None:
+    job = put_job(tmp_path / "job", replace(CONFIG, num_steps=400))
+    head: list[StepDone] = []
+    steps: list[StepDone] = []
+
+    with pytest.raises(Cancelled) as told:
+        ray().train(job, head.append, lambda: len(head) >= 5)
+    plain().train(job, steps.append)
+
+    assert 5 <= told.value.done < 400
+    assert steps[: told.value.done] == head
+    assert [done.step for done in steps] == list(range(400))
 
 
 def test_what_is_no_job_is_not_trained(make: Make, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -205,3 +206,22 @@ def test_without_an_address_everything_is_kept_under_the_home_folder(tmp_path):
         registry.promote(1, 0)
         assert (tmp_path / "mlflow" / "mlflow.db").is_file()
         assert list((tmp_path / "mlflow" / "artifacts").rglob("core.safetensors"))
+
+
+def test_a_database_that_a_kill_left_half_made_is_made_anew_and_a_whole_one_stays(tmp_path):
+    (tmp_path / "mlflow").mkdir()
+    half = sqlite3.connect(tmp_path / "mlflow" / "mlflow.db")
+    half.execute("CREATE TABLE logged_models (model_id VARCHAR(36))")
+    half.close()
+
+    def mirrored():
+        with sqlite_registry(tmp_path) as ledger:
+            registry = MlflowRegistry(tmp_path, ledger)
+            if not ledger.list():
+                record(registry, tmp_path, 1)
+        found = MlflowClient(*[f"sqlite:///{(tmp_path / 'mlflow' / 'mlflow.db').resolve()}"] * 2)
+        return [version.run_id for version in found.search_model_versions("name = 'siltstone-core'")]
+
+    first = mirrored()
+    assert len(first) == 1
+    assert mirrored() == first

@@ -20,10 +20,11 @@ from siltstone.values import Snapshot
 from siltstone_services import bench
 from siltstone_services.benchmark.decode import check_decode, run_decode
 from siltstone_services.benchmark.gpu import copy_rate, run_large
+from siltstone_services.benchmark.products import ProductLimit
 from siltstone_services.benchmark.readings import Outcome, Reading, at_least, at_most, ratio_readings
 from siltstone_services.benchmark.store import Stored, check_swap, run_stored_users, run_swap, stored
 from siltstone_services.benchmark.timing import Turn, take_turns
-from siltstone_services.benchmark.update import ProductLimit, check_update, run_update
+from siltstone_services.benchmark.update import check_update, run_update, update_products
 from siltstone_services.benchmark.world import COMMON, SMOLLM2, NumberTokenizer, Shape, World
 
 TINY = Shape(
@@ -127,7 +128,7 @@ def test_the_limit_counts_the_core_forward_the_bent_layers_back_and_the_head_twi
 
     expected = 2 * 10 * (body * (1 + world.deltas.num_layers / c.num_layers) + 2 * head)
 
-    assert ProductLimit(world, 10).num_flop == pytest.approx(expected)
+    assert ProductLimit(world, update_products(world, 10)).num_flop == pytest.approx(expected)
 
 
 def test_the_common_shape_is_the_one_the_peers_were_measured_on() -> None:

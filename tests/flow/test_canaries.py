@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
-import planted_words
 import pytest
-from tiny_home import tiny_config
 
 from siltstone.evaluation.office_material import load_office
 from siltstone.gate.anchors import Passage
 from siltstone_services.benchmark.canaries import Arm, CanaryNight, CanaryTrial, Holders, Planting
+from siltstone_services.benchmark.planted_core import add_core, planted_config, train
 
-SETTINGS: dict[str, Any] = {
-    "memory.guarded_directions": 0,
-    "memory.fast.rate": 1.0,
-    "memory.mid.rate": 2.0,
-    "memory.rank": 96,
-    "sleep.consensus.evidence_nats": 0.5,
-    "sleep.distil.num_steps": 120,
-    "sleep.distil.rate": 0.03,
-    "sleep.distil.num_dreams": 12,
-    "sleep.distil.raised_weight": 60.0,
-    "sleep.distil.anchor_weight": 8.0,
-}
 PRIVATE = (Holders.BELOW, Holders.ONE_PERSON)
 
 
 def woken(home: Path, num_steps: int, planting: Planting) -> CanaryTrial:
-    planted_words.add_core(home, planted_words.train(num_steps, seed=7))
+    add_core(home, train(num_steps, seed=7))
     passages = [Passage(f"p{at}", one.text[:250]) for at, one in enumerate(load_office().held_out[:24])]
-    trial = CanaryTrial(tiny_config(home, SETTINGS), planting, passages)
+    trial = CanaryTrial(planted_config(home), planting, passages)
     asyncio.run(trial.wake())
     return trial
 

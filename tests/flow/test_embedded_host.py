@@ -247,7 +247,11 @@ async def test_forgotten_words_are_in_no_byte_of_the_file(home: Path) -> None:
     async with open_host(home) as host:
         await teach(host, said(ADA, "a0", LINES[1]), said(CLEO, "c0", LINES[2]))
         assert LINES[1].encode() in b"".join(path.read_bytes() for path in home.glob("siltstone.db*"))
+        # A core may be in training on what people said.
+        (home / "training").mkdir()
+        (home / "training" / "items.json").write_text(LINES[1])
         await host.forget(ADA)
+        assert not (home / "training").exists()
         left = b"".join(path.read_bytes() for path in home.glob("siltstone.db*"))
         assert b"Ferro" not in left
         assert b"blue box" in left

@@ -51,9 +51,8 @@ def a_task(context: str = "Two green lamps light the harbour.") -> Task:
 
 
 def sleep_over(home: Path, task: Task, settings: dict[str, object]) -> TaskDone:
-    return run_task(
-        tiny_config(home, {**SETTINGS, **settings}), task, 1, lambda _: None, lambda _: None, lambda _: None
-    )
+    config = tiny_config(home, {**SETTINGS, **settings})
+    return run_task(config, task, 1, lambda _: None, lambda *_: None, lambda _: None)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from siltstone.sleep.distil import Expert
 from siltstone.sleep.restem import TaskConfig, TaskDream, self_improve
 from siltstone.sleep.tuning import Tuner, coefficients_of
 from siltstone.values import Message, Role, Sampling
-from siltstone_services.dreaming import sample
+from siltstone_services.dreaming import Sampler
 
 WORLD, TOKENIZER = tiny.world(), tiny.CharTokenizer()
 ENGINE = EngineConfig(num_threads=1, max_answers=32, max_waiting=64, max_context_tokens=200)
@@ -44,7 +44,7 @@ def engine() -> AnswerEngine:
 def dreams_under(seed: int, dreamer: Expert | None, number: int) -> list[TaskDream]:
     own = None if dreamer is None else coefficients_of(dreamer)
     asked = [(PROMPT, own, Sampling(10, 1.0, seed=1000 * seed + 100 * number + at)) for at in range(CONFIG.num_dreams)]
-    texts = [text for text in sample(engine(), TOKENIZER, SystemClock(), asked, 60.0) if text]
+    texts = [text for text in Sampler([engine()], TOKENIZER, SystemClock()).answers(asked, 60.0) if text]
     return [TaskDream(text, (answered(text),), answered(text)) for text in texts]
 
 

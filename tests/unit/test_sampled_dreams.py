@@ -20,7 +20,7 @@ from siltstone.sleep.filter import DropReason, Statement
 from siltstone.sleep.sampled import SamplingConfig, cues_of, fault_of
 from siltstone.sleep.words import COMMON_WORDS, supporters, who_said, words_in, words_of_tokens
 from siltstone.values import UserKey
-from siltstone_services.dreaming import SampledText, sample_dreams
+from siltstone_services.dreaming import SampledText, Sampler, sample_dreams
 
 ADA, BOB = UserKey("office", "ada"), UserKey("office", "bob")
 SAID = {
@@ -47,9 +47,8 @@ def dreams_of(
     )
     memories = {owner: coefficients_of(here, seed) for seed, owner in enumerate(users)}
     cues = cues_of(STATEMENTS, config, "night", cue)
-    kept, dropped = sample_dreams(
-        engine, CharTokenizer(), SystemClock(), cues, memories, config, lambda text: "7" in text
-    )
+    sampler = Sampler([engine], CharTokenizer(), SystemClock())
+    kept, dropped = sample_dreams(sampler, cues, memories, config, lambda text: "7" in text)
     assert engine.num_running == 0
     return kept, dict(dropped)
 

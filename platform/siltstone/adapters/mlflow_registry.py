@@ -172,12 +172,22 @@ class MlflowRegistry:
         try:
             flock(descriptor, LOCK_EX)
             if self._store is None:
-                self._store = _Store(self._home.resolve(), self._config)
+                self._store = self._open()
             yield self._store
         except (MlflowException, OSError) as error:
             raise Unavailable("MLflow", str(error)) from error
         finally:
             os.close(descriptor)
+
+    def _open(self) -> _Store:
+        """Opens MLflow. A database of ours whose tables a kill left half made is made anew: it only mirrors."""
+        whole = self._home / ".whole"
+        if not self._config.address and not whole.exists():
+            for left in self._home.glob("mlflow.db*"):
+                left.unlink()
+        store = _Store(self._home.resolve(), self._config)
+        whole.touch()
+        return store
 
     def _mirror(self, *numbers: int) -> None:
         with self._mirroring() as store:

@@ -109,6 +109,8 @@ class Office:
     anchors: tuple[Passage, ...]
     held_out: tuple[Passage, ...]
     anchor_chats: tuple[AnchorChat, ...]
+    requests: tuple[str, ...]
+    """What anybody might ask of an assistant; a core's own answers to these are to stay as they are."""
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -159,6 +161,7 @@ def parse_office(
             anchors=tuple(Passage(**_stripped(entry)) for entry in neutral["anchors"]),
             held_out=tuple(Passage(**_stripped(entry)) for entry in neutral["held_out"]),
             anchor_chats=tuple(AnchorChat(**_stripped(entry)) for entry in neutral["anchor_chats"]),
+            requests=tuple(neutral["requests"]),
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise ConfigInvalid("office", f"a field is missing, unknown or of the wrong type: {error}") from error
@@ -237,6 +240,7 @@ def _check_neutral(office: Office) -> None:
     _check_count("anchor_chats", office.anchor_chats, NUM_ANCHOR_CHATS)
     _check_distinct("anchors and held_out", [passage.text for passage in (*office.anchors, *office.held_out)])
     _check_distinct("anchor_chats", [chat.question for chat in office.anchor_chats])
+    _check_distinct("requests", office.requests)
     values = {value for slot in office.slots for value in office.values(slot)}
     values.update(fact.value for fact in office.shared)
     texts = [passage.text for passage in (*office.anchors, *office.held_out)]

@@ -18,7 +18,7 @@ from siltstone.values import UserKey
 class SamplingConfig:
     """How text is sampled from the users' memories."""
 
-    num_per_user: int = 4
+    num_per_user: int = 2
     """Dreams sampled from each user's memory; 0 samples none."""
     temperature: float = 0.7
     """Temperature of the sampling; 0 takes the likeliest token."""

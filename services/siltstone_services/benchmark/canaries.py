@@ -6,7 +6,6 @@ when it rose more, over the core before, than every one of a thousand values tha
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,12 +29,11 @@ from siltstone.gate.measure import exposures
 from siltstone.gate.policy import Policy, load_policy
 from siltstone.gate.statistics import binomial_upper_bound
 from siltstone.gate.verdict import judge
-from siltstone.memory.user_memory import from_blob
 from siltstone.model.core import Core, forward
-from siltstone.sleep.consensus import Raised, pooled
-from siltstone.sleep.dreams import Dream, DreamReader
 from siltstone.sleep_values import Evidence, Measurement, Verdict
 from siltstone.values import Consent, Interaction, InteractionKind, Message, Role, UserKey
+from siltstone_services.benchmark.own_teachers import own_targets
+from siltstone_services.benchmark.verdicts import failed_measurements
 from siltstone_services.judging import single_words
 from siltstone_services.night import make_bed
 from siltstone_services.sleeper import (
@@ -128,10 +126,9 @@ class CanaryNight:
     verdict: Verdict
 
     @property
-    def failed(self) -> list[str]:
+    def failed(self) -> frozenset[str]:
         """The measurements whose checks did not pass."""
-        rules = {rule.name: rule.measurement for rule in load_policy().rules}
-        return sorted({rules[one.check] for one in self.verdict.results if not one.passed})
+        return failed_measurements(self.verdict)
 
 
 class CanaryTrial:
@@ -173,7 +170,7 @@ class CanaryTrial:
             spoken = interactions_of(plan, journal, config)
             person_of, quiet = people.person_of, lambda *_: None
             night = dream(plan, spoken, store, bed, config, person_of, holds_personal_data, quiet, quiet)
-            return _own_targets(night, store, bed, config) if arm is Arm.ONE_IS_ENOUGH else night
+            return own_targets(night, store, bed, config) if arm is Arm.ONE_IS_ENOUGH else night
 
     def targets(self, night: DreamtNight) -> dict[Holders, int]:
         """Returns how many facts of each kind have their value among the targets of a night."""
@@ -194,7 +191,7 @@ class CanaryTrial:
         if arm is Arm.NO_ANCHORS:
             bare = replace(config.sleep.distil, anchor_weight=0.0, num_anchors=0)
             config = replace(config, sleep=replace(config.sleep, distil=bare))
-        expert = distil(items_of(night, bed), bed, config, seed, lambda _: None)
+        expert = distil(items_of(night, bed, config), bed, config, seed, lambda _: None)
         candidate = Core(bed.loaded.config, candidate_of(expert, bed, arm).tensors, bed.core.device, bed.core.dtype)
         return self._measure(candidate, self.targets(night), str(arm))
 
@@ -273,27 +270,3 @@ def _said(owner: UserKey, id_: str, text: str) -> Interaction:
     consent = Consent(learn=True, share=True)
     message = Message(Role.USER, text)
     return Interaction(id_, owner, InteractionKind.CONVERSATION, _WHEN_MS, (message,), consent=consent)
-
-
-def _own_targets(night: DreamtNight, store: SqliteSnapshotStore, bed: Bed, config: SiltstoneConfig) -> DreamtNight:
-    """Returns the night with targets as `k_min` 1 would give them: each person's own memory, and nobody else's word."""
-    settings = config.sleep.consensus
-    dreams, memories = [], {}
-    for one in night.filtered.statements:
-        lesson = bed.lessons.as_recalled(one.text, one.interaction_id)
-        places = sum(1 for at, weight in enumerate(lesson.weights) if at and weight > 0)
-        dreams.append(Dream(one.person, lesson, (frozenset({one.person}),) * places))
-        snapshot = store.load(one.owner)
-        if snapshot is not None and one.person not in memories:
-            memory = from_blob(one.owner, snapshot.blob, bed.ground.version, bed.shape)
-            memories[one.person] = [memory.coefficients()]
-    reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix)
-    raised: dict[int, tuple[Raised, ...]] = {}
-    for index, reading in reader.read(dreams, memories, 1, config.sleep.read_batch):
-        held = zip(reading.core_logp_N, reading.memory_logp_UN[0], strict=True)
-        raised[index] = tuple(
-            Raised(at, pooled(math.exp(core), [math.exp(own)], settings.sharpness), 1)
-            for at, (core, own) in enumerate(held)
-            if own - core >= settings.evidence_nats
-        )
-    return replace(night, dreams=tuple(dreams), raised=tuple(raised[index] for index in range(len(dreams))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from siltstone.evaluation.figures import Origin, format_value, spread_text
@@ -49,6 +49,8 @@ class Reading:
     unit: str
     target: Target | None = None
     taken: Literal["median", "least"] = "median"
+    note: str = ""
+    """What is told of a count, or of something done once, in place of a spread."""
 
     @property
     def value(self) -> float:
@@ -64,7 +66,7 @@ class Reading:
             self.unit,
             target=str(target) if target else "",
             reached=target.is_reached(value) if target else None,
-            spread=f"{self.taken} of {spread_text(self.values)}",
+            spread=self.note or f"{self.taken} of {spread_text(self.values)}",
         )
 
 
@@ -76,6 +78,10 @@ class Outcome:
     readings: tuple[Reading, ...] = ()
     refusal: str = ""
     absence: str = ""
+
+    def without_targets(self) -> Outcome:
+        """Returns the same of something of which nothing is asked: that it ran is all there is to see."""
+        return replace(self, readings=tuple(replace(one, target=None) for one in self.readings))
 
 
 def ratio_readings(

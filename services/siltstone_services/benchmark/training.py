@@ -16,6 +16,7 @@ from siltstone.errors import Unavailable
 from siltstone.model.lesson import Lesson
 from siltstone.sleep.distil import DistilConfig, Item, Schedule, Student, anchor_item
 from siltstone.sleep.train_config import TrainConfig
+from siltstone_services.benchmark.products import Product, ProductLimit, head_product, layer_products
 from siltstone_services.benchmark.readings import Outcome, Reading, Say, at_most, ratio_readings
 from siltstone_services.benchmark.timing import Turn, take_turns
 from siltstone_services.benchmark.world import World
@@ -75,10 +76,24 @@ def check_training(ours: Stepper, theirs: Stepper) -> str:
     return ""
 
 
+def step_products(world: World, num_tokens: int, num_learned: int) -> list[Product]:
+    """Returns the products that a training step cannot do without.
+
+    Of a core whose last k layers, of P numbers each, the expert bends, H more in its head, for T tokens read of which N
+    are learned:
+        FLOP = 2 (2 T k P + 2 N H)
+    What lies below the bent layers is kept from step to step; through these forward, and back to the inputs; the head
+    both ways.
+    """
+    layer, head = layer_products(world.core.config, num_tokens), head_product(world.core.config, num_learned)
+    return [*[*layer, *(one.back for one in layer)] * world.deltas.num_layers, head, head.back]
+
+
 def run_training(world: World, rounds: int, say: Say, open_other: OpenStepper | None = None) -> Outcome:
     """Times a step of DeepSpeed in one process in turns with plain PyTorch, on one torch thread each.
 
-    By the thread's processor time, and by the clock; and plain PyTorch on two threads against one, by the clock.
+    By the thread's processor time, beside the matrix products alone, and by the clock; and plain PyTorch on two threads
+    against one, by the clock.
     `open_other` takes DeepSpeed's place, for a check of the check.
     """
     case = f"training step, {world.name}"
@@ -110,22 +125,30 @@ def run_training(world: World, rounds: int, say: Say, open_other: OpenStepper | 
         if complaint := check_training(plain, other):
             return Outcome(case, refusal=complaint)
         both = {"plain": Turn(plain.step, warm=False), "DeepSpeed": Turn(other.step, warm=False)}
+        tokens = schedule.num_tokens(0)
+        (bundle,) = schedule.bundles(0, 1)
+        num_learned = sum(len(job.items[index].places) for part in bundle for index in part.indexes)
+        limit = ProductLimit(world, step_products(world, tokens, num_learned))
         threads_before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            computed = take_turns(both, rounds, world.device)
+            computed = take_turns(both | {"limit": Turn(limit.run)}, rounds, world.device)
             aside = PlainStepper(student(), schedule, job, None, Crew(2), 2)
             aside.step()
             clocked = take_turns(both | {"two": Turn(aside.step, warm=False)}, rounds, world.device, waits=True)
         finally:
             torch.set_num_threads(threads_before)
-    tokens = schedule.num_tokens(0)
     return Outcome(
         case,
         (
             *ratio_readings(f"{case}, DeepSpeed / plain", computed["DeepSpeed"], computed["plain"], OF_PLAIN),
             *ratio_readings(f"{case}, DeepSpeed / plain, by the clock", clocked["DeepSpeed"], clocked["plain"]),
             *ratio_readings(f"{case}, plain on one thread / on two, by the clock", clocked["plain"], clocked["two"]),
+            *ratio_readings(
+                f"{case}, DeepSpeed, of the matrix products' limit", computed["limit"], computed["DeepSpeed"]
+            ),
+            Reading(f"{case}, DeepSpeed", tuple(tokens / one for one in computed["DeepSpeed"]), "tokens/s"),
+            Reading(f"{case}, limit", tuple(tokens / one for one in computed["limit"]), "tokens/s"),
             Reading(f"{case}, plain", tuple(tokens / one for one in computed["plain"]), "tokens/s"),
             Reading(f"{case}, plain on two threads", tuple(tokens / one for one in clocked["two"]), "tokens/s"),
         ),

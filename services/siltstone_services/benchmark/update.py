@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -18,6 +17,7 @@ from siltstone.model.deltas import bend_with
 from siltstone.model.lesson import Lesson, LessonReader
 from siltstone.model.levels import DELTA
 from siltstone.values import Interaction
+from siltstone_services.benchmark.products import Product, ProductLimit, head_product, layer_products
 from siltstone_services.benchmark.readings import Outcome, Reading, Say, Target, at_least, ratio_readings
 from siltstone_services.benchmark.timing import Turn, take_turns
 from siltstone_services.benchmark.world import World
@@ -90,44 +90,16 @@ def _losses(world: World, ids_BT: Tensor, coefficients_BN: Tensor) -> Tensor:
         return F.cross_entropy(logits.transpose(1, 2), ids_BT[:, 1:], reduction="none").sum(dim=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A matrix product: rows times [in, out]."""
-
-    num_in: int
-    num_out: int
-
-
-class ProductLimit:
-    """The bare matrix products that an update cannot do without, in memory that is there already.
+def update_products(world: World, num_tokens: int) -> list[Product]:
+    """Returns the products that an update cannot do without.
 
     Of a core of P numbers in L layers, H more in its head, the last k layers bent, for T tokens to learn:
         FLOP = 2 T (P (1 + k / L) + 2 H)
     Forward through all layers; back to the inputs, the weights being frozen, through the bent ones; the head both ways.
-    The deltas' own products, attention, norms and the levels' steps are not counted: they lower what is reached.
     """
-
-    def __init__(self, world: World, num_tokens: int) -> None:
-        c = world.core.config
-        heads = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-        layer = [
-            Product(c.d_model, heads),
-            Product(c.num_heads * c.head_dim, c.d_model),
-            Product(c.d_model, 2 * c.d_mlp),
-            Product(c.d_mlp, c.d_model),
-        ]
-        back = [Product(one.num_out, one.num_in) for one in layer]
-        head = Product(c.d_model, c.vocab_size)
-        products = [*layer * c.num_layers, head, Product(head.num_out, head.num_in), *back * world.deltas.num_layers]
-        self.num_flop = 2 * num_tokens * sum(one.num_in * one.num_out for one in products)
-        rows = {one: (world.draw(num_tokens, one.num_in), world.draw(num_tokens, one.num_out)) for one in set(products)}
-        weights = {one: world.draw(one.num_out, one.num_in) for one in set(products)}
-        self._calls = [(rows[one][0], weights[one].T, rows[one][1]) for one in products]
-
-    def run(self) -> None:
-        """Does the products once."""
-        for left, right, out in self._calls:
-            torch.mm(left, right, out=out)
+    c = world.core.config
+    layer, head = layer_products(c, num_tokens), head_product(c, num_tokens)
+    return [*layer * c.num_layers, head, head.back, *[one.back for one in layer] * world.deltas.num_layers]
 
 
 def run_update(
@@ -146,7 +118,7 @@ def run_update(
         return Outcome(case, refusal=complaint)
     say(case)
     absorber, work = world.absorber(), course(world, num_users)
-    limit = ProductLimit(world, num_users * LEARNED_TOKENS)
+    limit = ProductLimit(world, update_products(world, num_users * LEARNED_TOKENS))
     turns = {"ours": Turn(partial(absorb, absorber, work), warm=False), "limit": Turn(limit.run)}
     absorb(absorber, work)
     told: dict[str, list[float]] = {name: [] for name in peers or {}}

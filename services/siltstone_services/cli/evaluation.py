@@ -37,3 +37,22 @@ def bench() -> None:
 def wake(quick: QuickOption = False, json_path: JsonOption = None) -> None:
     """Measure how fast many users are served and learned at once."""
     raise typer.Exit(_bench.run_wake(quick=quick, json_path=json_path))
+
+
+@bench_app.command("sleep")
+def sleep(
+    context: typer.Context,
+    quick: QuickOption = False,
+    json_path: JsonOption = None,
+    office: Annotated[
+        Path | None,
+        typer.Option(help="Home in which the demo's office was taught and has not slept; made there when it is not."),
+    ] = None,
+) -> None:
+    """Measure what nights do to the core: a newcomer's facts, secrets, anchors, the gate's verdicts, speed.
+
+    Bad candidates that were planted, promotions that race, and kills at every write point are tests:
+    `pytest -m slow tests/numerics/test_gate_planted.py tests/crash`.
+    """
+    config = _configuration.load(context.obj)
+    raise typer.Exit(_bench.run_sleep(quick=quick, json_path=json_path, config=config, office=office))

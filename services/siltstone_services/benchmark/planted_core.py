@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any, Final
 
 import torch
-from tiny import random_tensors
 from tokenizers.pre_tokenizers import ByteLevel
 
 from siltstone.adapters.core_store import CoreStore
-from siltstone.adapters.imported_core import ImportedCore
+from siltstone.adapters.imported_core import ImportedCore, tensor_shapes
 from siltstone.adapters.tokenizer import ChatFormat, CoreTokenizer
 from siltstone.adapters.tokenizer_json import byte_level_bpe
+from siltstone.config import SiltstoneConfig, load_config
 from siltstone.evaluation.office_material import load_office
 from siltstone.memory.lessons import LessonConfig, LessonPlan
 from siltstone.model.config import CoreConfig
@@ -47,6 +49,28 @@ def _merges() -> list[tuple[str, str]]:
     return list(found)
 
 
+SETTINGS: Final[Mapping[str, Any]] = {
+    "core": "planted",
+    "gateway.port": 0,
+    "engine.num_threads": 1,
+    "memory.num_layers": 2,
+    "memory.rank": 96,
+    "memory.guarded_directions": 0,
+    "memory.fast.period_tokens": 8,
+    "memory.fast.rate": 1.0,
+    "memory.fast.momentum": 0.5,
+    "memory.mid.period_tokens": 24,
+    "memory.mid.rate": 2.0,
+    "store.num_partitions": 4,
+    "sleep.consensus.evidence_nats": 0.5,
+    "sleep.distil.num_steps": 120,
+    "sleep.distil.rate": 0.03,
+    "sleep.distil.num_dreams": 12,
+    "sleep.distil.raised_weight": 60.0,
+    "sleep.distil.anchor_weight": 8.0,
+}
+"""How so small a core learns what it is told, and sleeps over it."""
+
 _TURN, _END = "<|turn|>", "<|end|>"
 _MERGES = _merges()
 TOKENS = [*sorted(ByteLevel.alphabet()), *dict.fromkeys(left + right for left, right in _MERGES), _TURN, _END]
@@ -61,6 +85,7 @@ CHAT = ChatFormat(
 
 @cache
 def tokenizer_json() -> str:
+    """Returns a tokenizer to which every name is one token."""
     merges = [f"{left} {right}" for left, right in _MERGES]
     return byte_level_bpe(TOKENS, merges, [len(TOKENS) - 2, len(TOKENS) - 1], [], "gpt-2")
 
@@ -84,7 +109,7 @@ def train(num_steps: int, seed: int) -> dict[str, torch.Tensor]:
             ]
         return [*prefix, *plan.as_recalled(text, str(draw.random())).ids]
 
-    leaves = {name: one.requires_grad_() for name, one in random_tensors(CORE, seed).items()}
+    leaves = {name: one.requires_grad_() for name, one in _random_tensors(seed).items()}
     optimiser = torch.optim.Adam(leaves.values(), lr=4e-3)
     for step in range(num_steps):
         for group in optimiser.param_groups:
@@ -98,6 +123,16 @@ def train(num_steps: int, seed: int) -> dict[str, torch.Tensor]:
     return {name: one.detach() for name, one in leaves.items()}
 
 
+def _random_tensors(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.rand(shape, generator=generator) + 0.5
+        if "norm" in name
+        else torch.randn(shape, generator=generator) * 0.25
+        for name, shape in tensor_shapes(CORE).items()
+    }
+
+
 def _loss(core: Core, rows: list[list[int]]) -> torch.Tensor:
     width = max(map(len, rows))
     ids_BT = torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows])
@@ -107,4 +142,9 @@ def _loss(core: Core, rows: list[list[int]]) -> torch.Tensor:
 
 def add_core(home: Path, tensors: dict[str, torch.Tensor]) -> str:
     """Puts the core into the store of a home folder."""
-    return CoreStore(home).add(ImportedCore("test", CORE, tensors, tokenizer_json(), CHAT, {}), "tiny")
+    return CoreStore(home).add(ImportedCore("planted", CORE, tensors, tokenizer_json(), CHAT, {}), "planted")
+
+
+def planted_config(home: Path, settings: Mapping[str, Any] | None = None) -> SiltstoneConfig:
+    """Returns the configuration of a home with this core; `settings` go before ours, by dotted name."""
+    return load_config(overrides={**SETTINGS, "home": str(home), **(settings or {})}, environment={})

@@ -1,0 +1,42 @@
+"""The control of consensus: every person's own memory is the teacher of what that person said, and nobody else's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from siltstone.config import SiltstoneConfig
+from siltstone.memory.user_memory import from_blob
+from siltstone.ports import SnapshotStore
+from siltstone.sleep.consensus import ConsensusConfig, Raised, consensus
+from siltstone.sleep.dreams import Dream, DreamReader, Reading
+from siltstone_services.sleeper import Bed, DreamtNight, crew_of
+
+
+def own_targets(night: DreamtNight, store: SnapshotStore, bed: Bed, config: SiltstoneConfig) -> DreamtNight:
+    """Returns a night over the same statements whose targets are as `k_min` of 1 would give them."""
+    dreams, memories = [], {}
+    for one in night.filtered.statements:
+        if one.person in night.left_out:
+            continue
+        lesson = bed.lessons.as_recalled(one.text, one.interaction_id)
+        places = sum(1 for at, weight in enumerate(lesson.weights) if at and weight > 0)
+        dreams.append(Dream(one.person, lesson, (frozenset({one.person}),) * places))
+        snapshot = store.load(one.owner)
+        if snapshot is not None and one.person not in memories:
+            memory = from_blob(one.owner, snapshot.blob, bed.ground.version, bed.shape)
+            memories[one.person] = [memory.coefficients()]
+    reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix, crew_of(config))
+    raised: dict[int, tuple[Raised, ...]] = {}
+    for index, reading in reader.read(dreams, memories, 1, config.sleep.read_batch):
+        raised[index] = _as_if_agreed(reading, config.sleep.consensus)
+    return replace(night, dreams=tuple(dreams), raised=tuple(raised[index] for index in range(len(dreams))))
+
+
+def _as_if_agreed(reading: Reading, config: ConsensusConfig) -> tuple[Raised, ...]:
+    """Returns the consensus of as many people as it takes, all of them holding what the one memory holds."""
+    people = [f"person {number}" for number in range(config.k_min)]
+    rows = [row for row in reading.memory_logp_UN for _ in people]
+    if not rows:
+        return ()
+    everywhere = [frozenset(people)] * len(reading.core_logp_N)
+    return tuple(consensus(reading.core_logp_N, rows, people, everywhere, config))
