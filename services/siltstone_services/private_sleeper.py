@@ -13,7 +13,7 @@ from typing import Final
 
 from siltstone.config import SiltstoneConfig
 from siltstone.crew import Crew
-from siltstone.errors import Unavailable
+from siltstone.errors import Corrupt, SnapshotMismatch, Unavailable
 from siltstone.evaluation.office_material import load_office
 from siltstone.journal.partition import partition_of
 from siltstone.memory.consolidation import due_level, parts_of, replay_of, slept
@@ -107,11 +107,12 @@ def sleep_privately(
 ) -> list[Slept]:
     """Lets every user of a plan sleep whose memory is due, side by side on the crew's threads.
 
-    The caller holds the home. Memories of another core than the bed's sleep once they have been carried over to it.
+    The caller holds the home. Memories of another core than the bed's sleep once they have been carried over to it, and
+    damaged ones not at all.
     1. Load as many memories as there are threads. 2. Let them sleep. 3. Commit what was accepted, under a lease of its
     partition. After a crash between any two steps a memory is as it was, or has slept.
 
-    Raises: Corrupt; SnapshotMismatch for a memory of another shape; Unavailable. What was committed stays so.
+    Raises: Unavailable. What was committed stays so.
     """
     done: list[Slept] = []
     sleeper: PrivateSleeper | None = None
@@ -138,10 +139,15 @@ def _due(
 ) -> Iterator[tuple[UserMemory, int]]:
     """Yields the memories that are to sleep, with the level that is to: loaded when their turn comes."""
     for owner in users:
-        snapshot = store.load(owner)
-        if snapshot is None or snapshot.core != bed.ground.version:
+        try:
+            snapshot = store.load(owner)
+            if snapshot is None or snapshot.core != bed.ground.version:
+                continue
+            memory = from_blob(owner, snapshot.blob, bed.ground.version, bed.shape)
+        except (Corrupt, SnapshotMismatch) as error:
+            # It has no sleep, and must not cost the others theirs.
+            _log.warning("memory not slept", extra={"damage": type(error).__name__})
             continue
-        memory = from_blob(owner, snapshot.blob, bed.ground.version, bed.shape)
         if (level := due_level(memory, config.memory)) is not None:
             yield memory, level
 

@@ -149,9 +149,9 @@ def test_a_core_of_another_shape_under_the_parents_name_is_told_and_never_mixed(
     for path in (folder / parent).iterdir():
         path.write_bytes((folder / other / path.name).read_bytes())
 
-    with pytest.raises(Corrupt, match="manifest of core"):
+    with pytest.raises(Corrupt, match="is damaged"):
         sleep(home, seed=2)
-    assert_refused(run(home), 6, "manifest of core")
+    assert_refused(run(home), 6, "is damaged")
     with open_registry(tiny_config(home)) as registry:
         assert registry.list()[-1].number == first.number
 
