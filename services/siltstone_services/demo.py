@@ -23,7 +23,7 @@ from siltstone_services.client import SiltstoneClient
 from siltstone_services.commands.screen import err, out
 from siltstone_services.demo_course import run_course
 from siltstone_services.demo_figures import figures_of
-from siltstone_services.demo_home import make_home, provide_core
+from siltstone_services.demo_home import give_back, make_home, provide_core
 from siltstone_services.demo_night import spend_night
 from siltstone_services.demo_outcome import CoursePlan, Outcome
 from siltstone_services.demo_screen import DemoScreen
@@ -79,6 +79,7 @@ def run_demo(quick: bool, json_path: Path | None, config: SiltstoneConfig, runs:
     run = _make_run_folder(runs)
     here = make_home(run / "home", config)
     outcome = asyncio.run(_run(here, (quick_plan if quick else full_plan)(load_office()), screen))
+    give_back(here, config)
     elapsed_s = clock.monotonic_s() - started_s - (outcome.night.elapsed_s if outcome.night is not None else 0.0)
     figures = figures_of(outcome, observe_origin(), elapsed_s, None if quick else MAX_DURATION_S)
     _write_results(run, json_path, outcome, figures, screen)

@@ -80,7 +80,17 @@ def test_every_step_of_a_night_has_its_fault_point() -> None:
 _seeds = count(1)
 
 
-@pytest.mark.parametrize("point", [*(f"{step}:1" for step in STEPS), *WITHIN])
+EVERY_DAY = ("night.distilled:1", "night.recorded:1", "keeping.discarded:1", "mirror.uploaded:1")
+"""Where a night is killed in the everyday run; everywhere else in the slow one."""
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param(point, marks=() if point in EVERY_DAY else pytest.mark.slow)
+        for point in (*(f"{step}:1" for step in STEPS), *WITHIN)
+    ],
+)
 def test_a_night_killed_anywhere_leaves_what_serves_and_run_again_is_one_version(
     home: Path, run: Run, point: str
 ) -> None:

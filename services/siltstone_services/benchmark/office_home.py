@@ -15,7 +15,7 @@ from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig, load_config
 from siltstone.evaluation.office_material import load_office
 from siltstone_services.client import SiltstoneClient
-from siltstone_services.demo_home import make_home, provide_core
+from siltstone_services.demo_home import give_back, make_home, provide_core
 from siltstone_services.demo_outcome import CoursePlan, Teaching
 from siltstone_services.demo_screen import DemoScreen
 from siltstone_services.demo_setting import Setting
@@ -40,7 +40,9 @@ def provide_office(home: Path, config: SiltstoneConfig, plan: CoursePlan, say: C
     begun = home.parent / f".{home.name}-begun"
     shutil.rmtree(begun, ignore_errors=True)
     say("teaching the office")
-    asyncio.run(_teach(make_home(begun, config), plan))
+    here = make_home(begun, config)
+    asyncio.run(_teach(here, plan))
+    give_back(here, config)
     begun.replace(home)
 
 
