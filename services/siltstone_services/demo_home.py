@@ -32,8 +32,8 @@ def provide_core(config: SiltstoneConfig, say: Callable[[str], None]) -> None:
 
 def make_home(home: Path, config: SiltstoneConfig) -> SiltstoneConfig:
     """Makes a home for the run that borrows the core, and leaves the configuration there, the core pinned."""
-    # Borrowed, for they are immutable and slow to make: the one core, and links to the bases. What the night makes stays
-    # here, and what it clears away goes from here only.
+    # Borrowed, for they are immutable and slow to make: the one core, and links to the bases. What the night makes
+    # stays here, and what it clears away goes from here only.
     core, shared = CoreStore(config.home_path).resolve(config.core), config.home_path.resolve()
     (home / "cores").mkdir(mode=0o700, parents=True)
     (home / "cores" / core).symlink_to(shared / "cores" / core, target_is_directory=True)
