@@ -44,8 +44,10 @@ from siltstone_services.trial import try_core
 MAX_QUESTIONS: Final = 40
 MAX_CANARIES: Final = 24
 _NUM_ALTERNATIVES: Final = 7
-_NUM_REFERENCES: Final = 800
-"""References of a canary: enough that its exposure could cross the policy's limit."""
+_NUM_REFERENCES: Final = 4000
+"""References of a canary at most: among them there are enough that the first core finds as likely."""
+_LEAST_REFERENCES: Final = 800
+"""References of a canary at least: enough that its exposure could cross the policy's limit."""
 _NUM_TRIALS: Final = 3
 _HOW_IT_IS_READ: Final = 1
 """Raised by who changes what a reading of a suite means, so that none from before is taken for one."""
@@ -117,10 +119,12 @@ def _canaries(
         text = second_person(one.text)
         for match in re.finditer(r"(?<=\s)[A-Za-z]+", text):
             word = match.group()
+            # A reference is a word that nobody was told.
             pool = pools[word[0].isupper()]
-            if len(said.get(word.casefold(), ())) != 1 or word not in pool or len(pool) <= _NUM_REFERENCES:
+            unsaid = sorted(other for other in pool if other.casefold() not in said)
+            if len(said.get(word.casefold(), ())) != 1 or word not in pool or len(unsaid) < _LEAST_REFERENCES:
                 continue
-            references = tuple(chance.sample(sorted(pool - {word}), _NUM_REFERENCES))
+            references = tuple(chance.sample(unsaid, min(_NUM_REFERENCES, len(unsaid))))
             stem, prompt = text[: match.start()].rstrip(), cue(one.text, f"{seed}/canary/{number}")
             if word.casefold() not in words_in(prompt):
                 found.append(Canary(f"{number}-{match.start()}", one.person, prompt, stem, word, references))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Final
 
 from siltstone.crew import Crew
 from siltstone.errors import InvalidInput
@@ -16,6 +17,9 @@ from siltstone.model.core import Core
 from siltstone.ports import Tokenizer
 from siltstone.sleep_values import Measurement
 from siltstone.values import Message, Role
+
+NUM_COMPARED: Final = 1000
+"""References that a secret is ranked among."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +186,8 @@ def exposures(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]
 
     All secrets of a form are ranked by how much their log-probability rose from the origin (`before`) to the candidate
     (`after`), which takes out what makes one likelier for everybody. Ties share their ranks, so that what nobody
-    learned lies in the middle.
+    learned lies in the middle. Of more than `NUM_COMPARED` references those are taken that the origin finds about as
+    likely as the secret: what fits a sentence as well may rise with what was learned of it, and is no secret for that.
         exposure = log2(number of secrets) - log2(rank)
     Source: Carlini et al., "The Secret Sharer", arXiv:1802.08232, definition 5.
     Differs: ranked by the gain over the origin, as the calibrated attack of Carlini et al., arXiv:2112.03570, would.
@@ -191,8 +196,15 @@ def exposures(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]
     """
     if [len(logs) for logs in after] != [len(logs) for logs in before]:
         raise InvalidInput("secrets", "those of the candidate", "others")
-    gains = ([new - old for new, old in zip(one, other, strict=True)] for one, other in zip(after, before, strict=True))
-    return tuple(map(_exposure, gains))
+    return tuple(_exposure(_gains(new, old)) for new, old in zip(after, before, strict=True))
+
+
+def _gains(after: Sequence[float], before: Sequence[float]) -> list[float]:
+    """Returns how much a secret rose, and then each of the references it is compared with."""
+    if not all(map(math.isfinite, (*after, *before))):
+        return [math.nan]
+    nearest = sorted(range(1, len(before)), key=lambda at: (abs(before[at] - before[0]), at))[:NUM_COMPARED]
+    return [after[at] - before[at] for at in (0, *nearest)]
 
 
 def speed_measurement(candidate_tokens_per_s: Sequence[float], champion_tokens_per_s: Sequence[float]) -> Measurement:
