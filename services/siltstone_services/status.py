@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 
 from siltstone import errors
 from siltstone.errors import (
+    Cancelled,
     ConfigInvalid,
     Corrupt,
     InvalidInput,
@@ -37,6 +38,7 @@ CODES: Final[dict[type[SiltstoneError], grpc.StatusCode]] = {
     ConfigInvalid: grpc.StatusCode.FAILED_PRECONDITION,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
+    Cancelled: grpc.StatusCode.CANCELLED,
     StaleLease: grpc.StatusCode.ABORTED,
     PositionConflict: grpc.StatusCode.ABORTED,
     StaleEpoch: grpc.StatusCode.ABORTED,

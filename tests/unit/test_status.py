@@ -20,6 +20,7 @@ SAMPLES = [
     errors.ConfigInvalid("gateway", "port: expected 0 to 65535, found 70000"),
     Overloaded("the journal", 1000, 0.25),
     Unavailable("the store", "disk full"),
+    errors.Cancelled("the training", 7, 120),
     StaleLease(3, 7, 9),
     errors.PositionConflict(3, 70, 71),
     errors.StaleEpoch(3, 4),
