@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from siltstone.config import SiltstoneConfig
 from siltstone.errors import Corrupt, SnapshotMismatch, Unavailable
 from siltstone.journal.partition import partition_of
-from siltstone.memory.consolidation import due_level
-from siltstone.memory.restate import sentences
+from siltstone.memory.consolidation import due_level, retold
 from siltstone.memory.shard import Shard
 from siltstone.memory.user_memory import UserMemory
-from siltstone.model.lesson import Lesson
 from siltstone.ports import SnapshotStore
 from siltstone.sleep.private import PrivateSleeper
 from siltstone.sleep.rebase import RebaseConfig, Rebased, rebase
@@ -42,7 +40,7 @@ def rebased(
         new.ground.guard,
         new.plan.prefix_ids,
         memory.coefficients(),
-        lessons_of(memory, new),
+        retold(memory, new.plan, "rebase"),
         config,
         f"{memory.owner}/{memory.sequence}/{new.version}",
     )
@@ -51,15 +49,6 @@ def rebased(
             yield done, memory.moved(new.version, done.correction) if done.accepted else memory
         else:
             yield None
-
-
-def lessons_of(memory: UserMemory, lane: Lane) -> list[Lesson]:
-    """Returns what a user said, as far as it is kept, as answers to cues."""
-    return [
-        lane.plan.as_recalled(sentence, f"{memory.owner}/{number}")
-        for number, line in enumerate(memory.reservoir.lines())
-        for sentence in sentences(line)
-    ]
 
 
 def _sleeping(

@@ -95,8 +95,12 @@ def slept(memory: UserMemory, level: int, kept_share: float, target_N: Tensor) -
 
 
 def replay_of(memory: UserMemory, plan: LessonPlan, level: int) -> list[Lesson]:
-    """Returns what the user has told, as lessons: every statement kept, to a cue that is another in every sleep."""
-    seed = f"sleep/{LEVEL_NAMES[level]}/{memory.sleeps.counts[level]}"
+    """Returns what the user has told, as lessons, to cues that are others in every sleep."""
+    return retold(memory, plan, f"sleep/{LEVEL_NAMES[level]}/{memory.sleeps.counts[level]}")
+
+
+def retold(memory: UserMemory, plan: LessonPlan, seed: str) -> list[Lesson]:
+    """Returns every statement of a user that is kept, as the answer to a cue that the seed chooses."""
     return [
         plan.as_recalled(sentence, f"{entry.interaction_id}/{number}/{seed}")
         for entry in memory.reservoir.entries
