@@ -71,11 +71,13 @@ class SnapshotStore(Protocol):
         ...
 
     def commit(self, commit: Commit) -> None:
-        """Writes snapshots, parked interactions and the partition's next position, all or none, durably.
+        """Writes snapshots, parked and taken-in interactions and the partition's next position, all or none, durably.
 
         Raises: StaleLease when a newer epoch exists; PositionConflict when the stored position is another one;
-        Unavailable when the write cannot be made; InvalidInput when a user is not of the lease's partition or the
-        position would go back; Corrupt when a snapshot's digest is not its blob's. Nothing was written in any case.
+        InvalidInput when a user is not of the lease's partition, the position would go back, or what was taken in
+        does not lie between the positions; Corrupt when a snapshot's digest is not its blob's. Nothing was written.
+        Unavailable when the write cannot be made, or a cut connection hides whether it was: the same commit, sent
+        again, is written once.
         """
         ...
 
@@ -88,13 +90,21 @@ class SnapshotStore(Protocol):
         ...
 
     def parked(self, owner: UserKey | None = None) -> Iterator[Parked]:
-        """Yields parked interactions (of one user), oldest first."""
+        """Yields parked interactions (of one user), of each partition the oldest first."""
         ...
 
     def parked_at(self, partition: int, positions: Sequence[int]) -> list[Parked]:
         """Returns those records of a partition, by position, that were parked, oldest first.
 
         Raises: Corrupt when one of them is not what was written.
+        """
+        ...
+
+    def taken_in(self, partition: int, ids: Sequence[tuple[UserKey, str]]) -> list[int | None]:
+        """Returns, for each (owner, interaction id), the position at which the partition took it in, or None.
+
+        What lies further behind the committed position than the store's window is no longer known. Erasing a user
+        leaves it known, so that what is sent again late does not come back.
         """
         ...
 
@@ -113,6 +123,45 @@ class SnapshotStore(Protocol):
         """Returns, for every core that somebody's snapshot was learned under, how many users that are.
 
         Snapshots that are damaged and cannot say so are counted under an empty name.
+        """
+        ...
+
+
+class Sealer(Protocol):
+    """Encrypts what is kept of a user under a key of that user's own."""
+
+    def prepare(self, owners: Sequence[UserKey]) -> None:
+        """Gets the keys of many users at once, where the calls that follow would get them one by one.
+
+        Raises: Unavailable when they cannot be had.
+        """
+        ...
+
+    def seal(self, owner: UserKey, context: str, data: bytes) -> bytes:
+        """Returns `data`, sealed. `context` says what it is; only under the same one can it be opened.
+
+        A user who has no key, or whose key was destroyed, gets a new one.
+        Raises: Unavailable when the key cannot be had.
+        """
+        ...
+
+    def open(self, what: str, owner: UserKey, context: str, sealed: bytes) -> bytes | None:
+        """Returns what was sealed; None when the key it was sealed under was destroyed. `what` names it in errors.
+
+        Raises: Corrupt when it is not what was sealed for this owner in this context, or its key is not to be found and
+        was never destroyed. Unavailable when the key cannot be had.
+        """
+        ...
+
+    def name_of_key(self, sealed: bytes) -> str:
+        """Returns the name of the key under which something was sealed; empty where that cannot be told."""
+        ...
+
+    def forget(self, owner: UserKey) -> str:
+        """Destroys the user's key, durably, and returns its name; empty when there is none. Idempotent.
+
+        Other processes may go on sealing with it for as long as they keep keys: that, too, is forgotten.
+        Raises: Unavailable.
         """
         ...
 

@@ -177,6 +177,15 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class TakenIn:
+    """An interaction that a partition has taken in, absorbed or parked: what makes a repeat of it known as one."""
+
+    position: int
+    owner: UserKey
+    interaction_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """What one atomic commit of a partition changes.
 
@@ -188,6 +197,7 @@ class Commit:
     next_position: int
     snapshots: tuple[Snapshot, ...]
     parked: tuple[Parked, ...] = ()
+    taken_in: tuple[TakenIn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,10 +73,10 @@ def test_the_same_id_of_another_user_or_tenant_is_not_a_repeat(journal, document
     assert not any(receipt.duplicate for receipt in receipts)
 
 
-def test_a_repeat_after_a_restart_is_still_a_repeat(backend, document):
-    with backend.open() as (journal, _):
+def test_a_repeat_after_a_restart_is_still_a_repeat(journal_backend, document):
+    with journal_backend.open() as journal:
         (first,) = journal.append([document("same")])
-    with backend.open() as (journal, _):
+    with journal_backend.open() as journal:
         (again,) = journal.append([document("same")])
         assert again == replace(first, duplicate=True)
         assert journal.end_positions()[first.partition] == 1

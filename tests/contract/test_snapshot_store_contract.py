@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from siltstone.errors import Corrupt, InvalidInput, PositionConflict, StaleLease
-from siltstone.values import Commit, Lease, Parked, ParkReason, Snapshot, UserKey
+from siltstone.values import Commit, Lease, Parked, ParkReason, Snapshot, TakenIn, UserKey
 
 
 def parked_of(owner, position, reason=ParkReason.EMPTY):
@@ -27,12 +27,12 @@ def test_an_unknown_user_has_no_snapshot(store, owners):
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 100, 40_000, 700_001])
-def test_a_committed_snapshot_is_loaded_as_it_was_also_after_a_restart(backend, owners, num_bytes):
+def test_a_committed_snapshot_is_loaded_as_it_was_also_after_a_restart(store_backend, owners, num_bytes):
     snapshot = Snapshot.seal(owners[0], "core-1", 3, random.Random(num_bytes).randbytes(num_bytes))
-    with backend.open() as (_, store):
+    with store_backend.open() as store:
         store.commit(Commit(store.acquire(0, "shard"), 0, 5, (snapshot,)))
         assert store.load(owners[0]) == snapshot
-    with backend.open() as (_, store):
+    with store_backend.open() as store:
         assert store.load(owners[0]) == snapshot
         assert store.position(0) == 5
         assert store.count_users() == 1
@@ -71,10 +71,10 @@ def test_a_commit_without_snapshots_moves_the_position(store):
     assert [store.position(0), store.position(1)] == [4, 0]
 
 
-def test_every_acquire_gives_a_higher_epoch_also_after_a_restart(backend):
+def test_every_acquire_gives_a_higher_epoch_also_after_a_restart(store_backend):
     epochs = []
     for holder in ("one", "two"):
-        with backend.open() as (_, store):
+        with store_backend.open() as store:
             leases = [store.acquire(0, holder), store.acquire(0, holder)]
             assert all((lease.partition, lease.holder) == (0, holder) for lease in leases)
             epochs += [lease.epoch for lease in leases]
@@ -131,8 +131,66 @@ def test_an_unsound_commit_changes_nothing(store, owners, partition):
     assert state_of(store, owners) == before
 
 
+def test_what_was_taken_in_is_known_by_owner_and_id_also_after_a_restart(store_backend, owners):
+    taken = (TakenIn(1, owners[0], "i1"), TakenIn(2, owners[1], "i1"), TakenIn(4, owners[0], "i2"))
+    asked = [(owners[0], "i1"), (owners[1], "i1"), (owners[1], "i2"), (owners[2], "i1"), (owners[0], "i2")]
+    with store_backend.open() as store:
+        assert store.taken_in(0, asked) == [None] * 5
+        store.commit(Commit(store.acquire(0, "shard"), 0, 5, (), taken_in=taken))
+        assert store.taken_in(0, []) == []
+    with store_backend.open() as store:
+        assert store.taken_in(0, asked) == [1, 2, None, None, 4]
+        assert store.taken_in(1, asked) == [None] * 5
+
+
+def test_a_repeat_that_was_taken_in_all_the_same_leaves_the_first_place(store, owners):
+    lease = store.acquire(0, "shard")
+    store.commit(Commit(lease, 0, 1, (), taken_in=(TakenIn(0, owners[0], "i0"),)))
+    store.commit(Commit(lease, 1, 2, (), taken_in=(TakenIn(1, owners[0], "i0"),)))
+    assert store.taken_in(0, [(owners[0], "i0")]) == [0]
+
+
+def test_what_lies_behind_the_window_is_no_longer_known(store, owners, id_window):
+    lease = store.acquire(0, "shard")
+    taken = tuple(TakenIn(position, owners[0], f"i{position}") for position in range(10))
+    store.commit(Commit(lease, 0, 10, (), taken_in=taken))
+    last = TakenIn(id_window + 3, owners[0], "last")
+    store.commit(Commit(lease, 10, id_window + 4, (), taken_in=(last,)))
+    known = store.taken_in(0, [(owners[0], f"i{position}") for position in range(10)])
+    assert known == [None, None, None, None, 4, 5, 6, 7, 8, 9]
+
+
+def test_a_refused_commit_takes_nothing_in_and_an_erased_user_stays_known(store, owners):
+    lease = store.acquire(0, "shard")
+    with pytest.raises(PositionConflict):
+        store.commit(Commit(lease, 1, 2, (), taken_in=(TakenIn(1, owners[0], "i1"),)))
+    for position in (-1, 3):
+        with pytest.raises(InvalidInput):
+            store.commit(Commit(lease, 0, 3, (), taken_in=(TakenIn(position, owners[0], "i1"),)))
+    assert store.taken_in(0, [(owners[0], "i1")]) == [None]
+    store.commit(Commit(lease, 0, 3, (), taken_in=(TakenIn(2, owners[0], "i1"),)))
+    store.erase(owners[0], lease)
+    assert store.taken_in(0, [(owners[0], "i1")]) == [2]
+
+
+def test_users_are_counted_by_the_core_of_their_newest_snapshot(store, owners):
+    lease = store.acquire(0, "shard")
+    assert store.users_by_core() == {}
+    store.commit(Commit(lease, 0, 1, tuple(Snapshot.seal(owner, "core-1", 1, b"a") for owner in owners)))
+    store.commit(Commit(lease, 1, 2, (Snapshot.seal(owners[0], "core-2", 2, b"b"),)))
+    assert store.users_by_core() == {"core-1": 2, "core-2": 1}
+    store.erase(owners[1], lease)
+    store.commit(Commit(lease, 2, 3, (Snapshot.seal(owners[2], "core-2", 2, b"b"),)))
+    assert store.users_by_core() == {"core-2": 2}
+
+
 def test_an_unknown_partition_is_refused(store):
-    for call in (lambda: store.position(4_000), lambda: store.acquire(4_000, "shard")):
+    for call in (
+        lambda: store.position(4_000),
+        lambda: store.acquire(4_000, "shard"),
+        lambda: store.parked_at(4_000, [1]),
+        lambda: store.taken_in(4_000, []),
+    ):
         with pytest.raises(InvalidInput):
             call()
 

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from siltstone.adapters.fingerprint import fingerprint
 from siltstone.adapters.sqlite_file import SqliteConfig, SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_schema import APPLICATION_ID, FILE_SCHEMA_VERSION, prepare
@@ -24,6 +25,7 @@ from siltstone.values import (
     ParkReason,
     Role,
     Snapshot,
+    TakenIn,
     UserKey,
 )
 
@@ -110,6 +112,22 @@ def test_an_older_file_is_carried_forward_step_by_step_or_not_at_all(path):
             prepare(connection, 16, old + 2, {old: first, old + 1: second})
         with file.reading() as connection:
             assert connection.execute("SELECT value FROM first").fetchall() == [(2,)]
+
+
+def test_a_file_of_the_first_version_is_carried_forward_with_what_is_in_it(path):
+    with SqliteFile(path) as file:
+        before = SqliteJournal(file).append([document("i0")])
+        with file.writing(0) as connection:
+            # What the first version was: no table of what was taken in.
+            connection.execute("DROP TABLE taken_in")
+            value = ("schema_version", 1)
+            connection.execute("REPLACE INTO file_property VALUES (?, ?, ?)", (*value, fingerprint(*value)))
+    with SqliteFile(path) as file:
+        journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
+        assert [record.interaction_id for record in journal.read(HOME, 0, 10)] == [before[0].interaction_id]
+        owner = document("i0").owner
+        store.commit(Commit(store.acquire(HOME, "shard"), 0, 1, (), taken_in=(TakenIn(0, owner, "i0"),)))
+        assert store.taken_in(HOME, [(owner, "i0"), (owner, "i1")]) == [0, None]
 
 
 def test_a_file_of_another_program_is_refused_and_left_alone(path):

@@ -48,6 +48,8 @@ class SqliteConfig:
     """How long a write waits for another process's write."""
     checkpoint_after_bytes: int = 16 * 1024 * 1024
     """Bytes written to the log after which they are moved into the file, in the background."""
+    id_window: int = 4_096
+    """Positions behind a partition's committed one within which a repeated interaction id is known as one."""
 
 
 class SqliteFile:

@@ -9,14 +9,19 @@ from typing import Final
 from siltstone.adapters.fingerprint import fingerprint, verify
 from siltstone.errors import ConfigInvalid, Corrupt
 
-FILE_SCHEMA_VERSION: Final = 1
+FILE_SCHEMA_VERSION: Final = 2
 
 APPLICATION_ID: Final = 0x53494C54
 """`SILT`: marks the file as ours in its first page."""
 
 Migration = Callable[[sqlite3.Connection], None]
 
-MIGRATIONS: Final[Mapping[int, Migration]] = {}
+_TAKEN_IN: Final = """CREATE TABLE taken_in (
+        partition INTEGER NOT NULL, position INTEGER NOT NULL, id_digest BLOB NOT NULL, digest BLOB NOT NULL,
+        PRIMARY KEY (partition, position), UNIQUE (partition, id_digest)
+    ) WITHOUT ROWID"""
+
+MIGRATIONS: Final[Mapping[int, Migration]] = {1: lambda connection: _run(connection, _TAKEN_IN)}
 """For every older file version, the step that turns it into the next. All steps run in one transaction."""
 
 # The blobs have a table of their own, so that the rows beside them stay dense, and a row keyed by an integer is found
@@ -49,6 +54,7 @@ _TABLES: Final = (
         reason TEXT NOT NULL, detail TEXT NOT NULL, payload_digest BLOB NOT NULL, digest BLOB NOT NULL,
         payload BLOB NOT NULL
     )""",
+    _TAKEN_IN,
 )
 
 
@@ -88,6 +94,10 @@ def _create(connection: sqlite3.Connection, num_partitions: int) -> None:
     for partition in range(num_partitions):
         fields = (partition, 0, 0, 0, "", 0, 0)
         connection.execute("INSERT INTO partition VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*fields, fingerprint(*fields)))
+
+
+def _run(connection: sqlite3.Connection, statement: str) -> None:
+    connection.execute(statement)
 
 
 def _read_property(connection: sqlite3.Connection, name: str) -> int:

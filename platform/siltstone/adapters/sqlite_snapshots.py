@@ -15,7 +15,7 @@ from siltstone.adapters.sqlite_partitions import PartitionRow, read_partition, w
 from siltstone.errors import Corrupt, InvalidInput, PositionConflict, StaleLease
 from siltstone.faults import fault_point
 from siltstone.journal.partition import partition_of, row_of
-from siltstone.values import Commit, Lease, Parked, ParkReason, Snapshot, UserKey
+from siltstone.values import Commit, Lease, Parked, ParkReason, Snapshot, TakenIn, UserKey
 
 _PARKED_COLUMNS = "partition, position, tenant, user, interaction_id, reason, detail, payload_digest, digest"
 
@@ -50,7 +50,7 @@ class SqliteSnapshotStore:
         3. Check the lease and the position.
         4. Write the snapshots.
         5. Write the parked interactions.
-        6. Write the partition's next position.
+        6. Write what was taken in, and the partition's next position.
         7. Make it durable. Before this step ends nothing has happened, after it everything has.
 
         Each step may be the last one before a crash; the tests make it so. The time budget is the file's busy timeout.
@@ -77,7 +77,13 @@ class SqliteSnapshotStore:
             for parked in commit.parked:
                 _write_parked(connection, parked)
             fault_point("commit.parked_written")
-            # 6. Write the position.
+            # 6. Write what was taken in, and the position.
+            for taken in commit.taken_in:
+                _write_taken_in(connection, row.partition, taken)
+            if commit.taken_in:
+                first_known = commit.next_position - self._file.config.id_window
+                window = (row.partition, first_known)
+                connection.execute("DELETE FROM taken_in WHERE partition = ? AND position < ?", window)
             changed = replace(
                 row,
                 next_position=commit.next_position,
@@ -139,6 +145,17 @@ class SqliteSnapshotStore:
             found.append(replace(parked, payload=payload))
         return found
 
+    def taken_in(self, partition: int, ids: Sequence[tuple[UserKey, str]]) -> list[int | None]:
+        """See `ports.SnapshotStore.taken_in`.
+
+        Raises: Corrupt when a row is not what was written.
+        """
+        self._file.check_partition(partition)
+        with self._file.reading() as connection:
+            first_known = read_partition(connection, partition).next_position - self._file.config.id_window
+            found = [_read_taken_in(connection, partition, owner, name) for owner, name in ids]
+        return [None if position is None or position < first_known else position for position in found]
+
     def erase(self, owner: UserKey, lease: Lease) -> bool:
         """See `ports.SnapshotStore.erase`. The bytes are gone from the file and its log when it returns.
 
@@ -180,6 +197,10 @@ class SqliteSnapshotStore:
         for parked in commit.parked:
             if parked.partition != commit.lease.partition:
                 raise InvalidInput("parked.partition", str(commit.lease.partition), str(parked.partition))
+        for taken in commit.taken_in:
+            if not commit.expected_position <= taken.position < commit.next_position:
+                between = f"{commit.expected_position} to {commit.next_position - 1}"
+                raise InvalidInput("taken_in.position", between, str(taken.position))
         self._file.check_partition(commit.lease.partition)
 
     def _check_owner(self, owner: UserKey, lease: Lease) -> None:
@@ -248,6 +269,27 @@ def _write_parked(connection: sqlite3.Connection, parked: Parked) -> None:
         f"INSERT INTO parked ({_PARKED_COLUMNS}, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (*fields, fingerprint(*fields), parked.payload),
     )
+
+
+def _write_taken_in(connection: sqlite3.Connection, partition: int, taken: TakenIn) -> None:
+    fields = (partition, taken.position, _id_digest(taken.owner, taken.interaction_id))
+    # A repeat that was not seen as one leaves the first in its place.
+    connection.execute("INSERT OR IGNORE INTO taken_in VALUES (?, ?, ?, ?)", (*fields, fingerprint(*fields)))
+
+
+def _read_taken_in(connection: sqlite3.Connection, partition: int, owner: UserKey, interaction_id: str) -> int | None:
+    key = (partition, _id_digest(owner, interaction_id))
+    row = connection.execute("SELECT * FROM taken_in WHERE partition = ? AND id_digest = ?", key).fetchone()
+    if row is None:
+        return None
+    *fields, digest = row
+    verify(f"the id taken in at {fields[1]} of partition {partition}", digest, *fields)
+    position: int = fields[1]
+    return position
+
+
+def _id_digest(owner: UserKey, interaction_id: str) -> bytes:
+    return fingerprint(owner.tenant, owner.user, interaction_id)[:16]
 
 
 def _erase_parked(connection: sqlite3.Connection, owner: UserKey) -> None:

@@ -1,0 +1,211 @@
+"""A connection to a Redis or Valkey server: bounded tries, and its errors turned into ours."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.cluster import RedisCluster
+from redis.retry import Retry
+
+from siltstone.adapters.credentials import read_secret
+from siltstone.adapters.redis_config import RedisConfig
+from siltstone.adapters.redis_scripts import SCRIPTS
+from siltstone.errors import ConfigInvalid, Corrupt, Unavailable
+
+T = TypeVar("T")
+
+_REFUSED_US: Final = (
+    redis.AuthenticationError,
+    redis.exceptions.AuthorizationError,
+    redis.exceptions.AuthenticationWrongNumberOfArgsError,
+)
+_AWAY: Final = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.exceptions.BusyLoadingError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.RedisClusterException,
+    redis.exceptions.TryAgainError,
+    redis.exceptions.AskError,
+    redis.exceptions.ReadOnlyError,
+)
+"""What passes when a server comes back or another takes its place."""
+
+
+class RedisServer:
+    """A server and how to speak to it. Safe for the threads of a process; connects at the first call."""
+
+    def __init__(self, config: RedisConfig) -> None:
+        """Makes the client.
+
+        Raises: ConfigInvalid when a password that is named is not there.
+        """
+        self.config = config
+        self._client: Any = _client_of(config)
+
+    def call(self, question: Callable[[Any], T]) -> T:
+        """Returns what a question to the client returns; while the server is away, asks it again for a while.
+
+        A question may be asked again although the server has answered it: the answer can be lost on the way.
+        Raises: Unavailable when the budget is spent, or at once when the server is there and cannot write;
+        ConfigInvalid when it refuses us; Corrupt when a key holds something else than what we write.
+        """
+        config = self.config
+        deadline_s, wait_s = time.monotonic() + config.retry_budget_s, config.backoff_s
+        while True:
+            try:
+                with self._translated():
+                    return question(self._client)
+            except _Away as away:
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0:
+                    raise Unavailable("the store", away.reason) from away.__cause__
+                # Not all at once: a server that comes back has everybody waiting for it.
+                time.sleep(min(left_s, wait_s * random.uniform(0.5, 1.0)))
+                wait_s = min(2 * wait_s, config.max_backoff_s)
+
+    def run(self, script: str, keys: list[str], arguments: list[Any]) -> list[Any]:
+        """Runs one of our scripts by itself and returns its answer."""
+        answer: list[Any] = self.call(lambda client: self._run_once(client, script, keys, arguments))
+        return answer
+
+    def _run_once(self, client: Any, script: str, keys: list[str], arguments: list[Any]) -> Any:
+        line = ("EVALSHA", SCRIPTS[script].sha1, len(keys), *keys, *arguments)
+        try:
+            return client.execute_command(*line)
+        except redis.exceptions.NoScriptError:
+            client.script_load(SCRIPTS[script].text)
+            return client.execute_command(*line)
+
+    def send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """Sends commands in one go and returns their answers, in order. Not tried again by itself.
+
+        Raises: the first error among the answers, as the client names it. For use inside `call`.
+        """
+        answers = self._send(commands)
+        if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
+            for script in SCRIPTS.values():
+                self._client.script_load(script.text)
+            answers = self._send(commands)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        answers: list[Any] = pipeline.execute(raise_on_error=False)
+        return answers
+
+    def check(self) -> None:
+        """Asks every server whether it may hold a store.
+
+        Raises: ConfigInvalid when it may drop keys, or forgets everything at a restart, or is too old.
+        """
+        for info in self.call(self._infos):
+            version = str(info.get("valkey_version") or info.get("redis_version") or "0")
+            if not version.split(".")[0].isdigit() or int(version.split(".")[0]) < 7:
+                raise ConfigInvalid("redis", f"expected a server of version 7 or later, found {version}")
+            policy = info.get("maxmemory_policy", "noeviction")
+            if policy != "noeviction":
+                raise ConfigInvalid("redis", f"expected a server that drops nothing (noeviction), found {policy}")
+            if self.config.must_append and not info.get("aof_enabled"):
+                reason = "expected a server with an append-only file (appendonly yes), found none; see must_append"
+                raise ConfigInvalid("redis", reason)
+
+    def _infos(self, client: Any) -> list[dict[str, Any]]:
+        if not self.config.is_cluster:
+            return [client.info()]
+        return [client.info(target_nodes=node) for node in client.get_primaries()]
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self._client.close()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except _REFUSED_US as error:
+            who = f"user {self.config.username}" if self.config.username else "the default user"
+            reason = f"the server refuses the password of {who}: {_first_line(error)}"
+            raise ConfigInvalid("redis", reason) from error
+        except redis.exceptions.NoPermissionError as error:
+            raise ConfigInvalid("redis", f"the server's user lacks a right: {_first_line(error)}") from error
+        except redis.exceptions.OutOfMemoryError as error:
+            raise Unavailable("the store", f"its memory is full: {_first_line(error)}") from error
+        except _AWAY as error:
+            if isinstance(error.__cause__, _REFUSED_US):
+                raise ConfigInvalid("redis", f"the server refuses us: {_first_line(error.__cause__)}") from error
+            raise _Away(_first_line(error)) from error
+        except OSError as error:
+            raise _Away(_first_line(error)) from error
+        except redis.ResponseError as error:
+            said = _first_line(error)
+            if said.startswith("WRONGTYPE"):
+                raise Corrupt("the store", "keys of the kinds we write", said) from error
+            if "NOAUTH" in said:
+                raise ConfigInvalid("redis", f"the server wants a password: {said}") from error
+            raise Unavailable("the store", said) from error
+
+
+class _Away(Exception):
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _client_of(config: RedisConfig) -> Any:
+    password = read_secret("redis", config.password_file, config.password_variable)
+    parts = urlsplit(config.address)
+    options: dict[str, Any] = {
+        "host": parts.hostname,
+        "port": parts.port or 6379,
+        "username": config.username or None,
+        "password": password,
+        "socket_timeout": config.answer_timeout_s,
+        "socket_connect_timeout": config.connect_timeout_s,
+        # One place counts the tries: ours, which knows what may be asked twice.
+        "retry": Retry(NoBackoff(), 0),
+        "health_check_interval": 30,
+    }
+    if config.has_tls:
+        options |= {
+            "ssl": True,
+            "ssl_ca_certs": config.ca_file or None,
+            "ssl_certfile": config.cert_file or None,
+            "ssl_keyfile": config.key_file or None,
+        }
+    if not config.is_cluster:
+        return redis.Redis(**options, db=int(parts.path.strip("/") or 0))
+    return _LateCluster(options)
+
+
+class _LateCluster:
+    """A client of a Redis Cluster that asks for its nodes at the first call: the library does it when it is made."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self._made: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._made is None:
+            self._made = RedisCluster(**self._options)
+        return getattr(self._made, name)
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()

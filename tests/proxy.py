@@ -1,0 +1,87 @@
+"""A TCP proxy between a client and a server of a test, with faults on demand."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+_CHUNK_BYTES = 65_536
+
+
+class Proxy:
+    """Forwards bytes both ways. `swallow(n)` cuts the next n connections at their next answer, which never arrives."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._lock = threading.Lock()
+        self._to_swallow = 0
+        self.num_swallowed = 0
+        self._is_open = True
+        self._sockets: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def swallow(self, num_answers: int) -> None:
+        with self._lock:
+            self._to_swallow = num_answers
+
+    def _accept(self) -> None:
+        while self._is_open:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                server = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                client.close()
+                continue
+            self._sockets += [client, server]
+            for source, sink, is_answer in ((client, server, False), (server, client, True)):
+                thread = threading.Thread(target=self._forward, args=(source, sink, is_answer), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _forward(self, source: socket.socket, sink: socket.socket, is_answer: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(_CHUNK_BYTES):
+                if is_answer and self._takes_this_one():
+                    break
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _takes_this_one(self) -> bool:
+        with self._lock:
+            if not self._to_swallow:
+                return False
+            self._to_swallow -= 1
+            self.num_swallowed += 1
+            return True
+
+    def close(self) -> None:
+        self._is_open = False
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for end in self._sockets:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for end in self._sockets:
+            end.close()
+
+
+@contextmanager
+def proxy_to(port: int) -> Iterator[Proxy]:
+    proxy = Proxy(port)
+    try:
+        yield proxy
+    finally:
+        proxy.close()

