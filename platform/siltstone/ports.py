@@ -11,6 +11,7 @@ from siltstone.values import (
     AnswerEnd,
     AnswerPart,
     Commit,
+    DataKey,
     Erasure,
     GenerateRequest,
     Interaction,
@@ -123,6 +124,32 @@ class SnapshotStore(Protocol):
         """Returns, for every core that somebody's snapshot was learned under, how many users that are.
 
         Snapshots that are damaged and cannot say so are counted under an empty name.
+        """
+        ...
+
+
+class KeyVault(Protocol):
+    """Where users' keys are: one for every user, and of those destroyed the note that they were."""
+
+    def current(self, owners: Sequence[UserKey]) -> list[DataKey]:
+        """Returns the key of every owner; makes one for who has none. Of several makers at once all get the same.
+
+        Promises: a key that was returned is kept, durably.
+        Raises: Unavailable. Corrupt when a key is not what was kept. ConfigInvalid when it cannot be unwrapped here.
+        """
+        ...
+
+    def find(self, owner: UserKey, name: str) -> DataKey | None:
+        """Returns the owner's key of that name; None when it was destroyed.
+
+        Raises: Corrupt also when there is neither the key nor the note that it was destroyed. As `current`.
+        """
+        ...
+
+    def destroy(self, owner: UserKey) -> str:
+        """Destroys the owner's key, durably, and returns its name; empty when there is none. Idempotent.
+
+        Raises: Unavailable.
         """
         ...
 

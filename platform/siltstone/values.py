@@ -201,6 +201,14 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class DataKey:
+    """A user's secret key, and the name by which what it has sealed tells it from the user's earlier ones."""
+
+    name: str
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryCard:
     """What may be told about a user's memory without telling its content."""
 

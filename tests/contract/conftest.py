@@ -5,23 +5,30 @@ The clustered ones run on real servers, started here, or given by address (see t
 
 from __future__ import annotations
 
+import base64
 import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import servers
 
+from siltstone.adapters.aes_gcm_sealer import AesGcmSealer
+from siltstone.adapters.master_key import MasterKey, open_master_key
 from siltstone.adapters.redis_config import RedisConfig
+from siltstone.adapters.redis_key_vault import RedisKeyVault
 from siltstone.adapters.redis_snapshots import RedisSnapshotStore
+from siltstone.adapters.sealing_config import SealingConfig
 from siltstone.adapters.sqlite_file import SqliteConfig, SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
+from siltstone.adapters.sqlite_key_vault import SqliteKeyVault
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.journal.partition import partition_of
-from siltstone.ports import Journal, SnapshotStore
+from siltstone.ports import Journal, KeyVault, Sealer, SnapshotStore
 from siltstone.values import Interaction, InteractionKind, Message, Role, UserKey
 
 NUM_PARTITIONS = 4
@@ -42,6 +49,13 @@ class StoreBackend:
     """One kind of store. `open` gives it on the same stored state, whenever it is called."""
 
     open: Callable[[], AbstractContextManager[SnapshotStore]]
+
+
+@dataclass(frozen=True)
+class VaultBackend:
+    """One kind of key vault. `open` gives it on the same stored state, whenever it is called."""
+
+    open: Callable[[MasterKey], AbstractContextManager[KeyVault]]
 
 
 @pytest.fixture(scope="session")
@@ -65,48 +79,111 @@ def sqlite_config() -> SqliteConfig:
     return SqliteConfig(num_partitions=NUM_PARTITIONS, id_window=ID_WINDOW)
 
 
-def sqlite_journal(request: pytest.FixtureRequest, folder: Path) -> JournalBackend:
+MASTER_KEY = base64.b64encode(bytes(range(32))).decode()
+
+
+def master_key() -> MasterKey:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEST_MASTER_KEY", MASTER_KEY)
+        return open_master_key(SealingConfig(master_key_variable="TEST_MASTER_KEY"))
+
+
+@contextmanager
+def embedded_sealer(folder: Path) -> Iterator[Sealer]:
+    with SqliteKeyVault(folder / "keys.db", master_key()) as vault:
+        yield AesGcmSealer(vault)
+
+
+@contextmanager
+def in_the_clear(folder: Path) -> Iterator[None]:
+    yield None
+
+
+Sealing = Callable[[Path], AbstractContextManager[Sealer | None]]
+Request = pytest.FixtureRequest
+
+
+def sqlite_journal(request: Request, folder: Path, sealing: Sealing = in_the_clear) -> JournalBackend:
     @contextmanager
     def opened() -> Iterator[Journal]:
-        with SqliteFile(folder / "siltstone.db", sqlite_config()) as file:
+        with sealing(folder) as sealer, SqliteFile(folder / "siltstone.db", sqlite_config(), sealer) as file:
             yield SqliteJournal(file)
 
     return JournalBackend(opened)
 
 
-def sqlite_store(request: pytest.FixtureRequest, folder: Path) -> StoreBackend:
+def sqlite_store(request: Request, folder: Path, sealing: Sealing = in_the_clear) -> StoreBackend:
     @contextmanager
     def opened() -> Iterator[SnapshotStore]:
-        with SqliteFile(folder / "siltstone.db", sqlite_config()) as file:
+        with sealing(folder) as sealer, SqliteFile(folder / "siltstone.db", sqlite_config(), sealer) as file:
             yield SqliteSnapshotStore(file)
 
     return StoreBackend(opened)
 
 
-def redis_store(request: pytest.FixtureRequest, folder: Path) -> StoreBackend:
-    address = request.getfixturevalue("redis_address")
-    return _redis_store(RedisConfig(address, namespace=f"t{uuid.uuid4().hex}", **_REDIS_OPTIONS))
+def redis_config(request: Request, fixture: str) -> RedisConfig:
+    return RedisConfig(
+        request.getfixturevalue(fixture),
+        is_cluster=fixture == "redis_cluster_address",
+        namespace=f"t{uuid.uuid4().hex}",
+        num_partitions=NUM_PARTITIONS,
+        id_window=ID_WINDOW,
+    )
 
 
-def redis_cluster_store(request: pytest.FixtureRequest, folder: Path) -> StoreBackend:
-    address = request.getfixturevalue("redis_cluster_address")
-    return _redis_store(RedisConfig(address, is_cluster=True, namespace=f"t{uuid.uuid4().hex}", **_REDIS_OPTIONS))
+def redis_store(
+    request: Request, folder: Path, fixture: str = "redis_address", sealing: Sealing = in_the_clear
+) -> StoreBackend:
+    config = redis_config(request, fixture)
 
-
-_REDIS_OPTIONS = {"num_partitions": NUM_PARTITIONS, "id_window": ID_WINDOW}
-
-
-def _redis_store(config: RedisConfig) -> StoreBackend:
     @contextmanager
     def opened() -> Iterator[SnapshotStore]:
-        with RedisSnapshotStore(config) as store:
+        with sealing(folder) as sealer, RedisSnapshotStore(config, sealer) as store:
             yield store
 
     return StoreBackend(opened)
 
 
-JOURNALS = {"sqlite": sqlite_journal}
-STORES = {"sqlite": sqlite_store, "redis": redis_store, "redis-cluster": redis_cluster_store}
+JOURNALS = {"sqlite": sqlite_journal, "sqlite-sealed": partial(sqlite_journal, sealing=embedded_sealer)}
+STORES = {
+    "sqlite": sqlite_store,
+    "sqlite-sealed": partial(sqlite_store, sealing=embedded_sealer),
+    "redis": redis_store,
+    "redis-cluster": partial(redis_store, fixture="redis_cluster_address"),
+    "redis-sealed": partial(redis_store, sealing=embedded_sealer),
+}
+
+
+def sqlite_vault(request: Request, folder: Path) -> VaultBackend:
+    return VaultBackend(lambda master: SqliteKeyVault(folder / "keys.db", master))
+
+
+def redis_vault(request: Request, folder: Path, fixture: str = "redis_address") -> VaultBackend:
+    config = redis_config(request, fixture)
+    return VaultBackend(lambda master: RedisKeyVault(config, master))
+
+
+VAULTS = {
+    "sqlite": sqlite_vault,
+    "redis": redis_vault,
+    "redis-cluster": partial(redis_vault, fixture="redis_cluster_address"),
+}
+
+
+@pytest.fixture(params=sorted(VAULTS))
+def vault_backend(request: Request, tmp_path: Path) -> VaultBackend:
+    return VAULTS[request.param](request, tmp_path)
+
+
+@pytest.fixture
+def vault(vault_backend: VaultBackend) -> Iterator[KeyVault]:
+    with vault_backend.open(master_key()) as vault:
+        yield vault
+
+
+@pytest.fixture
+def master() -> MasterKey:
+    return master_key()
 
 
 @pytest.fixture(params=sorted(JOURNALS))

@@ -118,8 +118,9 @@ def test_a_file_of_the_first_version_is_carried_forward_with_what_is_in_it(path)
     with SqliteFile(path) as file:
         before = SqliteJournal(file).append([document("i0")])
         with file.writing(0) as connection:
-            # What the first version was: no table of what was taken in.
+            # What the first version was: no table of what was taken in, no word of sealing.
             connection.execute("DROP TABLE taken_in")
+            connection.execute("DELETE FROM file_property WHERE name = 'is_sealed'")
             value = ("schema_version", 1)
             connection.execute("REPLACE INTO file_property VALUES (?, ?, ?)", (*value, fingerprint(*value)))
     with SqliteFile(path) as file:

@@ -12,6 +12,7 @@ import struct
 from dataclasses import replace
 from typing import Any, Final
 
+from siltstone.adapters.seal_contexts import parked_context, snapshot_context
 from siltstone.errors import Corrupt, Unavailable
 from siltstone.ports import Sealer
 from siltstone.values import Parked, ParkReason, Snapshot, UserKey
@@ -25,7 +26,7 @@ _DIGEST_BYTES: Final = 32
 def write_snapshot(snapshot: Snapshot, sealer: Sealer) -> bytes:
     """Returns the record of a snapshot, sealed."""
     owner = snapshot.owner
-    body = sealer.seal(owner, _snapshot_context(snapshot.core, snapshot.sequence), snapshot.blob)
+    body = sealer.seal(owner, snapshot_context(snapshot.core, snapshot.sequence), snapshot.blob)
     head = {
         "tenant": owner.tenant,
         "user": owner.user,
@@ -50,7 +51,7 @@ def read_snapshot(owner: UserKey, record: bytes, sealer: Sealer) -> Snapshot | N
         raise Corrupt(what, "the head of a snapshot", str(error)[:80]) from error
     if found != owner:
         raise Corrupt(what, f"the record of {owner}", f"the record of {found}")
-    blob = sealer.open(what, owner, _snapshot_context(core, sequence), body)
+    blob = sealer.open(what, owner, snapshot_context(core, sequence), body)
     if blob is None:
         return None
     if (sha256 := hashlib.sha256(blob).hexdigest()) != digest:
@@ -60,7 +61,7 @@ def read_snapshot(owner: UserKey, record: bytes, sealer: Sealer) -> Snapshot | N
 
 def write_parked(parked: Parked, sealer: Sealer) -> tuple[bytes, bytes]:
     """Returns the record of a parked interaction and, apart from it, its sealed payload."""
-    payload = sealer.seal(parked.owner, _parked_context(parked.partition, parked.position), parked.payload)
+    payload = sealer.seal(parked.owner, parked_context(parked.partition, parked.position), parked.payload)
     head = {
         "partition": parked.partition,
         "position": parked.position,
@@ -92,16 +93,7 @@ def read_parked(partition: int, position: int, record: bytes, payload: bytes, se
         raise Corrupt(what, "its own place", f"{parked.position} of partition {parked.partition}")
     if (sha256 := hashlib.sha256(payload).hexdigest()) != digest:
         raise Corrupt(what, f"sha256 {digest}", f"sha256 {sha256}")
-    return replace(parked, payload=sealer.open(what, owner, _parked_context(partition, position), payload) or b"")
-
-
-def _snapshot_context(core: str, sequence: int) -> str:
-    # Bound to what is sealed, so that no sealed memory can be put in the place of a later one of the same user.
-    return f"snapshot {sequence} {core}"
-
-
-def _parked_context(partition: int, position: int) -> str:
-    return f"parked {partition} {position}"
+    return replace(parked, payload=sealer.open(what, owner, parked_context(partition, position), payload) or b"")
 
 
 def _write(head: dict[str, Any], body: bytes) -> bytes:

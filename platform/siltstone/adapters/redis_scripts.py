@@ -168,6 +168,30 @@ if not part then return {'DAMAGED'} end
 return {'OK', part.epoch, part.holder, part.position, part.num_snapshots, part.num_parked}
 """
 
+# KEYS: an owner's keys. ARGV: name and wrapped key, for an owner who has none in use.
+_MAKE_KEY: Final = """
+if redis.call('HEXISTS', KEYS[1], 'current') == 0 then
+  redis.call('HSET', KEYS[1], 'current', ARGV[1], ARGV[1], ARGV[2])
+end
+return 1
+"""
+
+# KEYS: an owner's keys.
+_READ_KEY: Final = """
+local name = redis.call('HGET', KEYS[1], 'current')
+if not name then return {'', ''} end
+return {name, redis.call('HGET', KEYS[1], name) or ''}
+"""
+
+# KEYS: an owner's keys. The name stays, so that what the key has sealed is known as forgotten rather than damaged.
+_DESTROY_KEY: Final = """
+local name = redis.call('HGET', KEYS[1], 'current')
+if not name then return '' end
+redis.call('HSET', KEYS[1], name, '')
+redis.call('HDEL', KEYS[1], 'current')
+return name
+"""
+
 _FREES: Final = "#!lua flags=allow-oom\n"
 """For what must go on when the memory is full: taking over, and making room."""
 
@@ -176,6 +200,9 @@ SCRIPTS: Final = {
     "acquire": Script(_FREES + _RECORD + _ACQUIRE),
     "commit": Script("#!lua\n" + _RECORD + _COMMIT),
     "erase": Script(_FREES + _RECORD + _ERASE),
+    "make-key": Script("#!lua\n" + _MAKE_KEY),
+    "read-key": Script("#!lua flags=no-writes\n" + _READ_KEY),
+    "destroy-key": Script(_FREES + _DESTROY_KEY),
     "parked": Script("#!lua flags=no-writes\n" + _RECORD + _PARKED),
     "read": Script("#!lua flags=no-writes\n" + _RECORD + _READ),
 }

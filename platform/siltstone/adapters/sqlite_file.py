@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from siltstone.adapters.sqlite_schema import prepare
+from siltstone.adapters.unsealed import Unsealed
 from siltstone.errors import ConfigInvalid, Corrupt, InvalidInput, Unavailable
+from siltstone.ports import Sealer
 
 _TRY_LATER: Final = frozenset(
     {
@@ -59,8 +61,8 @@ class SqliteFile:
     stays off: an I/O error would be a SIGBUS instead of an error.
     """
 
-    def __init__(self, path: Path, config: SqliteConfig | None = None) -> None:
-        """Opens the file, or makes it, readable by this user only.
+    def __init__(self, path: Path, config: SqliteConfig | None = None, sealer: Sealer | None = None) -> None:
+        """Opens the file, or makes it, readable by this user only. With a sealer, what users say is sealed in it.
 
         Raises: ConfigInvalid when the file cannot be used by this code or this configuration; Corrupt; Unavailable.
         """
@@ -68,6 +70,7 @@ class SqliteFile:
         if not 1 <= self.config.num_partitions <= 1 << 16:
             raise ConfigInvalid("store", f"num_partitions: expected 1 to 65536, found {self.config.num_partitions}")
         self.path = path
+        self.sealer: Sealer = Unsealed() if sealer is None else sealer
         self._write_lock = threading.Lock()
         self._idle_readers: deque[sqlite3.Connection] = deque()
         self._closed = False
@@ -79,7 +82,7 @@ class SqliteFile:
             try:
                 self._enter_wal_mode()
                 with self.writing(0) as connection:
-                    prepare(connection, self.config.num_partitions)
+                    prepare(connection, self.config.num_partitions, is_sealed=sealer is not None)
                 mover_connection = self._connect()
             except BaseException:
                 self._writer.close()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from siltstone.adapters.fingerprint import fingerprint, verify
+from siltstone.adapters.seal_contexts import journal_context
 from siltstone.adapters.sqlite_file import PAGE_BYTES, SqliteFile
 from siltstone.adapters.sqlite_partitions import PartitionRow, read_partition, write_partition
 from siltstone.errors import Corrupt
@@ -24,6 +25,7 @@ class SqliteJournal:
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
+        self._sealer = file.sealer
         self._num_partitions = file.config.num_partitions
 
     def append(self, interactions: Sequence[Interaction]) -> list[Receipt]:
@@ -34,6 +36,11 @@ class SqliteJournal:
         payloads = [encode(interaction) for interaction in interactions]
         if not payloads:
             return []
+        self._sealer.prepare([interaction.owner for interaction in interactions])
+        payloads = [
+            self._sealer.seal(interaction.owner, journal_context(interaction.id), payload)
+            for interaction, payload in zip(interactions, payloads, strict=True)
+        ]
         num_bytes = sum(map(len, payloads)) + _PAGES_PER_RECORD * PAGE_BYTES
         with self._file.writing(num_bytes) as connection:
             rows: dict[int, PartitionRow] = {}
@@ -74,7 +81,14 @@ class SqliteJournal:
         if (found := [record.position for record in records]) != expected:
             missing = next(iter(set(expected) ^ set(found)))
             raise Corrupt(f"partition {partition}", f"positions up to {end_position}, without gaps", f"not {missing}")
-        return records
+        return [self._opened(record) for record in records]
+
+    def _opened(self, record: JournalRecord) -> JournalRecord:
+        if not record.payload:
+            return record
+        what = f"record {record.position} of partition {record.partition}"
+        payload = self._sealer.open(what, record.owner, journal_context(record.interaction_id), record.payload)
+        return replace(record, payload=payload or b"")
 
     def end_positions(self) -> dict[int, int]:
         """See `ports.Journal.end_positions`."""
@@ -87,7 +101,7 @@ class SqliteJournal:
     def erase(self, owner: UserKey) -> int:
         """See `ports.Journal.erase`: zero when there is nothing left to erase.
 
-        Raises: Unavailable also when the bytes are deleted but still in the log: call again.
+        Raises: Unavailable also when the bytes are deleted but still in the log, or the key is still there: call again.
         """
         with self._file.writing(PAGE_BYTES) as connection:
             rows = connection.execute(
@@ -102,6 +116,8 @@ class SqliteJournal:
                     (digest, partition, position),
                 )
         self._file.scrub()
+        # Copies of the file made before hold what was deleted, but not the key to it.
+        self._sealer.forget(owner)
         return len(rows)
 
 

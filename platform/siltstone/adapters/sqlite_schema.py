@@ -21,7 +21,7 @@ _TAKEN_IN: Final = """CREATE TABLE taken_in (
         PRIMARY KEY (partition, position), UNIQUE (partition, id_digest)
     ) WITHOUT ROWID"""
 
-MIGRATIONS: Final[Mapping[int, Migration]] = {1: lambda connection: _run(connection, _TAKEN_IN)}
+MIGRATIONS: Final[Mapping[int, Migration]] = {1: lambda connection: _to_version_2(connection)}
 """For every older file version, the step that turns it into the next. All steps run in one transaction."""
 
 # The blobs have a table of their own, so that the rows beside them stay dense, and a row keyed by an integer is found
@@ -63,16 +63,18 @@ def prepare(
     num_partitions: int,
     newest_version: int = FILE_SCHEMA_VERSION,
     migrations: Mapping[int, Migration] = MIGRATIONS,
+    *,
+    is_sealed: bool = False,
 ) -> None:
     """Creates the tables, or brings those of an older version up to date, inside the caller's transaction.
 
-    Raises: ConfigInvalid when the file is another program's, newer than this code, or has another number of
-    partitions.
+    Raises: ConfigInvalid when the file is another program's, newer than this code, has another number of partitions,
+    or is sealed and should not be, or the reverse.
     """
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     (num_tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if application_id == 0 and num_tables == 0:
-        _create(connection, num_partitions)
+        _create(connection, num_partitions, is_sealed)
     elif application_id != APPLICATION_ID:
         raise ConfigInvalid("store", f"expected a file of Siltstone, found application id {application_id:#x}")
     version = _read_property(connection, "schema_version")
@@ -83,21 +85,26 @@ def prepare(
         _write_property(connection, "schema_version", older + 1)
     if (found := _read_property(connection, "num_partitions")) != num_partitions:
         raise ConfigInvalid("store", f"expected {num_partitions} partitions, found a file with {found}")
+    if bool(_read_property(connection, "is_sealed")) != is_sealed:
+        wanted, found_so = ("sealed", "one in the clear") if is_sealed else ("in the clear", "a sealed one")
+        raise ConfigInvalid("store", f"expected a file whose content is {wanted}, found {found_so}")
 
 
-def _create(connection: sqlite3.Connection, num_partitions: int) -> None:
+def _create(connection: sqlite3.Connection, num_partitions: int, is_sealed: bool) -> None:
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     for table in _TABLES:
         connection.execute(table)
     _write_property(connection, "schema_version", FILE_SCHEMA_VERSION)
     _write_property(connection, "num_partitions", num_partitions)
+    _write_property(connection, "is_sealed", int(is_sealed))
     for partition in range(num_partitions):
         fields = (partition, 0, 0, 0, "", 0, 0)
         connection.execute("INSERT INTO partition VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*fields, fingerprint(*fields)))
 
 
-def _run(connection: sqlite3.Connection, statement: str) -> None:
-    connection.execute(statement)
+def _to_version_2(connection: sqlite3.Connection) -> None:
+    connection.execute(_TAKEN_IN)
+    _write_property(connection, "is_sealed", 0)
 
 
 def _read_property(connection: sqlite3.Connection, name: str) -> int:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from siltstone.adapters.fingerprint import fingerprint, verify
+from siltstone.adapters.seal_contexts import parked_context, snapshot_context
 from siltstone.adapters.sqlite_file import PAGE_BYTES, SqliteFile
 from siltstone.adapters.sqlite_partitions import PartitionRow, read_partition, write_partition
 from siltstone.errors import Corrupt, InvalidInput, PositionConflict, StaleLease
@@ -28,6 +29,7 @@ class SqliteSnapshotStore:
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
+        self._sealer = file.sealer
         self._num_partitions = file.config.num_partitions
 
     def load(self, owner: UserKey) -> Snapshot | None:
@@ -38,7 +40,10 @@ class SqliteSnapshotStore:
                 return None
             # Incremental reading fills the bytes at once; a SELECT would copy them a second time.
             with connection.blobopen("snapshot_blob", "blob", row_of(owner), readonly=True) as reader:
-                blob = reader.read()
+                sealed = reader.read()
+        blob = self._sealer.open(f"memory of {owner}", owner, snapshot_context(found.core, found.sequence), sealed)
+        if blob is None:
+            return None
         _verify_blob(owner, found.digest, blob)
         return replace(found, blob=blob)
 
@@ -46,7 +51,7 @@ class SqliteSnapshotStore:
         """Writes what one step of a partition changed, all or none; see `ports.SnapshotStore.commit`.
 
         1. Check that the commit is sound in itself: every digest, every owner, no step back.
-        2. Begin the transaction: from here no other writer can come between.
+        2. Seal it, and begin the transaction: from here no other writer can come between.
         3. Check the lease and the position.
         4. Write the snapshots.
         5. Write the parked interactions.
@@ -61,7 +66,8 @@ class SqliteSnapshotStore:
         # 1. Check the commit in itself.
         self._check(commit)
         fault_point("commit.checked")
-        # 2. Begin.
+        # 2. Seal, and begin.
+        commit = self._sealed(commit)
         num_bytes = sum(len(snapshot.blob) + _PAGES_PER_SNAPSHOT * PAGE_BYTES for snapshot in commit.snapshots)
         with self._file.writing(num_bytes) as connection:
             fault_point("commit.begun")
@@ -95,6 +101,25 @@ class SqliteSnapshotStore:
             # 7. Make it durable: the end of the block.
         fault_point("commit.durable")
 
+    def _sealed(self, commit: Commit) -> Commit:
+        """Returns the commit with everything in it as it is to be written. The digests stay those of the contents."""
+        owners = [snapshot.owner for snapshot in commit.snapshots]
+        self._sealer.prepare(owners + [parked.owner for parked in commit.parked])
+        return replace(
+            commit,
+            snapshots=tuple(
+                replace(one, blob=self._sealer.seal(one.owner, snapshot_context(one.core, one.sequence), one.blob))
+                for one in commit.snapshots
+            ),
+            parked=tuple(
+                replace(
+                    one,
+                    payload=self._sealer.seal(one.owner, parked_context(one.partition, one.position), one.payload),
+                )
+                for one in commit.parked
+            ),
+        )
+
     def position(self, partition: int) -> int:
         """See `ports.SnapshotStore.position`."""
         self._file.check_partition(partition)
@@ -125,8 +150,7 @@ class SqliteSnapshotStore:
                 with self._file.reading() as connection:
                     payload = _read_parked_payload(connection, parked_row)
                 if payload is not None:
-                    verify(f"parked record {parked.position} of partition {parked.partition}", payload_digest, payload)
-                    yield replace(parked, payload=payload)
+                    yield self._opened(parked, payload_digest, payload)
 
     def parked_at(self, partition: int, positions: Sequence[int]) -> list[Parked]:
         """See `ports.SnapshotStore.parked_at`."""
@@ -141,9 +165,14 @@ class SqliteSnapshotStore:
         found = []
         for *fields, digest, payload in rows:
             parked, payload_digest = _verified_parked(fields, digest)
-            verify(f"parked record {parked.position} of partition {partition}", payload_digest, payload)
-            found.append(replace(parked, payload=payload))
+            found.append(self._opened(parked, payload_digest, payload))
         return found
+
+    def _opened(self, parked: Parked, digest: bytes, payload: bytes) -> Parked:
+        what = f"parked record {parked.position} of partition {parked.partition}"
+        verify(what, digest, payload)
+        context = parked_context(parked.partition, parked.position)
+        return replace(parked, payload=self._sealer.open(what, parked.owner, context, payload) or b"")
 
     def taken_in(self, partition: int, ids: Sequence[tuple[UserKey, str]]) -> list[int | None]:
         """See `ports.SnapshotStore.taken_in`.

@@ -1,0 +1,97 @@
+"""The clustered key vault: users' wrapped keys in Redis or Valkey, best on a server apart from what they have sealed.
+
+A user's keys are one hash, `{NAMESPACE:PARTITION}:key:OWNER`: `current` names the key in use, and under each name is
+the wrapped key, or nothing when it was destroyed. The server's append-only file keeps a destroyed key until it is
+rewritten (BGREWRITEAOF): on a server that holds nothing but keys that is a small file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from siltstone.adapters.master_key import MasterKey, make_key
+from siltstone.adapters.redis_config import RedisConfig
+from siltstone.adapters.redis_scripts import SCRIPTS
+from siltstone.adapters.redis_server import RedisServer
+from siltstone.errors import Corrupt, Unavailable
+from siltstone.journal.partition import partition_of
+from siltstone.values import DataKey, UserKey
+
+
+class RedisKeyVault:
+    """`ports.KeyVault` in a Redis or Valkey server or cluster. Safe for the threads of a process."""
+
+    def __init__(self, config: RedisConfig, master: MasterKey) -> None:
+        """Checks the server.
+
+        Raises: ConfigInvalid when it refuses us, or could lose keys; Unavailable.
+        """
+        self.config = config
+        self._master = master
+        self._server = RedisServer(config)
+        self._server.check()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._server.close()
+
+    def __enter__(self) -> RedisKeyVault:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def current(self, owners: Sequence[UserKey]) -> list[DataKey]:
+        """See `ports.KeyVault.current`."""
+        found = self._read(list(dict.fromkeys(owners)))
+        if missing := [owner for owner, row in found.items() if row is None]:
+            # Whoever came first has made it: everybody takes what is there then.
+            made = [(owner, key := make_key(), self._master.wrap_key(owner, key)) for owner in missing]
+            commands: list[tuple[Any, ...]] = [
+                ("EVALSHA", SCRIPTS["make-key"].sha1, 1, self._key(owner), key.name, wrapped)
+                for owner, key, wrapped in made
+            ]
+            self._server.call(lambda _: self._server.send(commands))
+            found |= self._read(missing)
+        keys = {}
+        for owner, row in found.items():
+            if row is None:
+                raise Unavailable("the key vault", f"the key of {owner} was destroyed while it was made")
+            keys[owner] = self._master.unwrap_key(owner, *row)
+        return [keys[owner] for owner in owners]
+
+    def _read(self, owners: Sequence[UserKey]) -> dict[UserKey, tuple[str, bytes] | None]:
+        commands = [("EVALSHA", SCRIPTS["read-key"].sha1, 1, self._key(owner)) for owner in owners]
+        answers = self._server.call(lambda _: self._server.send(commands))
+        found: dict[UserKey, tuple[str, bytes] | None] = {}
+        for owner, (name, wrapped) in zip(owners, answers, strict=True):
+            if name and not wrapped:
+                raise Corrupt(f"the key of {owner}", f"key {name.decode()}", "none")
+            found[owner] = (name.decode(), wrapped) if name else None
+        return found
+
+    def find(self, owner: UserKey, name: str) -> DataKey | None:
+        """See `ports.KeyVault.find`."""
+        wrapped = self._server.call(lambda client: client.hget(self._key(owner), name))
+        if wrapped is None:
+            raise Corrupt(f"the key of {owner}", f"key {name}, or the note that it was destroyed", "neither")
+        return self._master.unwrap_key(owner, name, wrapped) if wrapped else None
+
+    def destroy(self, owner: UserKey) -> str:
+        """See `ports.KeyVault.destroy`. Goes on when the server's memory is full.
+
+        Raises: Unavailable also when the server has not told that it is on its disk: call again.
+        """
+        commands: list[tuple[Any, ...]] = [("EVALSHA", SCRIPTS["destroy-key"].sha1, 1, self._key(owner))]
+        if self.config.must_append and not self.config.is_cluster:
+            # A key that came back with an older file would bring the user back.
+            commands.append(("WAITAOF", 1, 0, int(self.config.answer_timeout_s * 500)))
+        name, *waited = self._server.call(lambda _: self._server.send(commands))
+        if waited and int(waited[0][0]) < 1:
+            raise Unavailable("the key vault", "the destruction of a key is not on its disk yet")
+        return str(name.decode())
+
+    def _key(self, owner: UserKey) -> str:
+        partition = partition_of(owner, self.config.num_partitions)
+        return f"{{{self.config.namespace}:{partition}}}:key:{owner}"
