@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,9 +14,10 @@ _CHUNK_BYTES = 65_536
 class Proxy:
     """Forwards bytes both ways. `swallow(n)` cuts the next n connections at their next answer, which never arrives."""
 
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None, listen_at: int = 0) -> None:
+        """With `tls` the client's side is encrypted, the server's is not."""
+        self._target, self._tls = port, tls
+        self._listener = socket.create_server(("127.0.0.1", listen_at))
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()
         self._to_swallow = 0
@@ -36,6 +38,8 @@ class Proxy:
             except OSError:
                 return
             try:
+                if self._tls is not None:
+                    client = self._tls.wrap_socket(client, server_side=True)
                 server = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
                 client.close()
@@ -79,8 +83,8 @@ class Proxy:
 
 
 @contextmanager
-def proxy_to(port: int) -> Iterator[Proxy]:
-    proxy = Proxy(port)
+def proxy_to(port: int, tls: ssl.SSLContext | None = None, listen_at: int = 0) -> Iterator[Proxy]:
+    proxy = Proxy(port, tls, listen_at)
     try:
         yield proxy
     finally:

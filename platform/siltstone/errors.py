@@ -146,6 +146,10 @@ class Corrupt(SiltstoneError):
         return f"{self.what} is damaged: expected {self.expected}, found {self.found}"
 
 
+class KeyMissing(Corrupt):
+    """What sealed bytes were sealed with is not there, and was never destroyed. Args: what, expected, found."""
+
+
 class SnapshotMismatch(SiltstoneError):
     """A memory was learned under another core or shape. Args: owner, expected, found."""
 

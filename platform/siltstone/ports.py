@@ -34,19 +34,28 @@ class Journal(Protocol):
     def append(self, interactions: Sequence[Interaction]) -> list[Receipt]:
         """Writes the interactions, in this order, and returns one receipt for each.
 
-        Promises: durable when it returns (an fsync, or all replicas); all or none; idempotent by (owner, id): a
-        repeat, also within one call, gets the first one's position and `duplicate=True`. Positions of a partition
-        start at 0, rise by one, and never change. Blocks for the write.
-        Raises: Unavailable when the log cannot take the write (disk full, no broker): nothing was written.
+        Promises: durable when it returns (an fsync, or all replicas); idempotent by (owner, id): a repeat, also within
+        one call, gets the first one's position and `duplicate=True`. A clustered journal knows repeats only within a
+        window and its own process; what is written twice all the same is taken in once, by the store's window.
+        Positions of a partition start at 0, rise, and never change. Blocks for the write.
+        Raises: InvalidInput when one cannot be written as it is: nothing was written. Unavailable when the log cannot
+        take the write (disk full, no broker): nothing was written, or of a clustered journal perhaps some; the caller
+        sends all of it again.
         """
         ...
 
     def read(self, partition: int, start: int, max_records: int) -> list[JournalRecord]:
-        """Returns up to `max_records` records of a partition from position `start`, in order, without gaps.
+        """Returns up to `max_records` records of a partition from position `start`, in order, leaving none out.
 
-        Promises: a payload that was damaged raises, it is never returned.
-        Raises: Corrupt when a stored payload does not match its digest. Unavailable.
+        Promises: what this process has appended is there; what another one has, a moment later. A payload that was
+        damaged raises, it is never returned. What somebody else wrote who knows no better comes with its `defect`.
+        Raises: Corrupt when a stored payload does not match its digest, or records from `start` on are not kept any
+        more. Unavailable.
         """
+        ...
+
+    def start_positions(self) -> dict[int, int]:
+        """Returns, for every partition of the journal, the position of the oldest record that is still kept."""
         ...
 
     def end_positions(self) -> dict[int, int]:
@@ -56,7 +65,8 @@ class Journal(Protocol):
     def erase(self, owner: UserKey) -> int:
         """Makes every payload of `owner` unreadable for ever and returns how many there were.
 
-        Promises: positions stay (a read returns such a record with an empty payload); idempotent.
+        Promises: positions stay (a read returns such a record with an empty payload); idempotent. Where payloads are
+        sealed, the user's key is destroyed.
         """
         ...
 
@@ -142,7 +152,7 @@ class KeyVault(Protocol):
     def find(self, owner: UserKey, name: str) -> DataKey | None:
         """Returns the owner's key of that name; None when it was destroyed.
 
-        Raises: Corrupt also when there is neither the key nor the note that it was destroyed. As `current`.
+        Raises: KeyMissing when there is neither the key nor the note that it was destroyed. As `current`.
         """
         ...
 
@@ -175,8 +185,8 @@ class Sealer(Protocol):
     def open(self, what: str, owner: UserKey, context: str, sealed: bytes) -> bytes | None:
         """Returns what was sealed; None when the key it was sealed under was destroyed. `what` names it in errors.
 
-        Raises: Corrupt when it is not what was sealed for this owner in this context, or its key is not to be found and
-        was never destroyed. Unavailable when the key cannot be had.
+        Raises: Corrupt when it is not what was sealed for this owner in this context; KeyMissing when its key is not
+        there and was never destroyed. Unavailable when the key cannot be had.
         """
         ...
 

@@ -66,6 +66,10 @@ class UserKey:
         return f"{self.tenant}/{self.user}"
 
 
+NOBODY: Final = UserKey("", "")
+"""The owner of a journal record that does not say whose it is. No user can have this key."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
@@ -103,13 +107,18 @@ class Interaction:
 
 @dataclass(frozen=True, slots=True)
 class JournalRecord:
-    """One entry of a journal partition: the interaction as the bytes that were admitted, at its position."""
+    """One entry of a journal partition: the interaction as the bytes that were admitted, at its position.
+
+    `defect` says why it is none, where the journal itself could tell; its owner is then unknown, or only claimed.
+    """
 
     partition: int
     position: int
     owner: UserKey
     interaction_id: str
     payload: bytes
+    defect: Parking | None = None
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

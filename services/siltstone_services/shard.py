@@ -422,7 +422,8 @@ class EmbeddedHost:
         return card, snapshot, SnapshotDamage(found.what, found.expected, found.found) if found else None
 
     def _records_of(self, owner: UserKey) -> tuple[JournalRecord, ...]:
-        partition, start = partition_of(owner, self._num_partitions), 0
+        partition = partition_of(owner, self._num_partitions)
+        start = self._journal.start_positions()[partition]
         found: list[JournalRecord] = []
         while records := self._journal.read(partition, start, _EXPORT_RECORDS):
             found += [record for record in records if record.owner == owner and record.payload]

@@ -120,10 +120,11 @@ def make_plan(journal: Journal, store: SnapshotStore, core: str, since_ms: int, 
 
 
 def _records(journal: Journal, positions: Mapping[int, int]) -> Iterable[JournalRecord]:
+    starts = journal.start_positions()
     for partition, end in sorted(positions.items()):
-        start = 0
+        start = starts[partition]
         while start < end and (records := journal.read(partition, start, min(_READ_RECORDS, end - start))):
-            yield from (record for record in records if record.payload)
+            yield from (record for record in records if record.payload and record.defect is None)
             start = records[-1].position + 1
 
 

@@ -18,6 +18,8 @@ import pytest
 import servers
 
 from siltstone.adapters.aes_gcm_sealer import AesGcmSealer
+from siltstone.adapters.kafka_config import KafkaConfig
+from siltstone.adapters.kafka_journal import KafkaJournal
 from siltstone.adapters.master_key import MasterKey, open_master_key
 from siltstone.adapters.redis_config import RedisConfig
 from siltstone.adapters.redis_key_vault import RedisKeyVault
@@ -144,7 +146,46 @@ def redis_store(
     return StoreBackend(opened)
 
 
-JOURNALS = {"sqlite": sqlite_journal, "sqlite-sealed": partial(sqlite_journal, sealing=embedded_sealer)}
+@pytest.fixture(scope="session")
+def tansu_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of one broker for all tests, each with a topic of its own; an Apache Kafka's where one is given."""
+    if given := os.environ.get(servers.KAFKA_VARIABLE):
+        yield given
+        return
+    with servers.tansu(tmp_path_factory.mktemp("tansu")) as server:
+        yield f"127.0.0.1:{server.port}"
+
+
+@pytest.fixture(scope="session")
+def noida_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same of a broker that tells the ends of its partitions right."""
+    with servers.noida(tmp_path_factory.mktemp("noida")) as server:
+        yield f"127.0.0.1:{server.port}"
+
+
+def kafka_journal(request: Request, folder: Path, fixture: str = "tansu_address") -> JournalBackend:
+    config = KafkaConfig(
+        request.getfixturevalue(fixture),
+        topic=f"t{uuid.uuid4().hex}",
+        num_partitions=NUM_PARTITIONS,
+        replication_factor=1,
+        min_insync_replicas=1,
+    )
+
+    @contextmanager
+    def opened() -> Iterator[Journal]:
+        with embedded_sealer(folder) as sealer, KafkaJournal(config, sealer) as journal:
+            yield journal
+
+    return JournalBackend(opened)
+
+
+JOURNALS = {
+    "sqlite": sqlite_journal,
+    "sqlite-sealed": partial(sqlite_journal, sealing=embedded_sealer),
+    "kafka": kafka_journal,
+    "kafka-noida": partial(kafka_journal, fixture="noida_address"),
+}
 STORES = {
     "sqlite": sqlite_store,
     "sqlite-sealed": partial(sqlite_store, sealing=embedded_sealer),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from siltstone.adapters.credentials import read_secret
+from siltstone.adapters.kafka_client import connection_of
+from siltstone.adapters.kafka_config import KafkaConfig
 from siltstone.adapters.redis_config import RedisConfig
 from siltstone.config.reading import read_config
 from siltstone.config.schema import describe_schema
@@ -47,3 +49,40 @@ def test_a_redis_configuration_is_read_and_described_like_any_other():
         with pytest.raises(ConfigInvalid) as caught:
             read_config(RedisConfig, wrong)
         assert "hush" not in str(caught.value)
+
+
+def test_a_kafka_configuration_is_read_and_described_like_any_other():
+    tree = {"brokers": "a:1, b:2", "security": "SASL_SSL", "username": "siltstone", "password_variable": "WORD"}
+    config = read_config(KafkaConfig, tree)
+    assert (config.has_tls, config.has_sasl, config.num_partitions) == (True, True, 256)
+    assert set(describe_schema(KafkaConfig)["properties"]) >= {"brokers", "password_file", "accepts_plain"}
+    for wrong in (
+        {"password": "hush"},
+        {"brokers": "host"},
+        {"brokers": ""},
+        {"num_partitions": 0},
+        {"security": "TLS"},
+        {"security": "SASL_SSL"},
+        {"username": "siltstone"},
+        {"min_insync_replicas": 4},
+        {"key_file": "only"},
+        {"id_window": -1},
+    ):
+        with pytest.raises(ConfigInvalid) as caught:
+            read_config(KafkaConfig, wrong)
+        assert "hush" not in str(caught.value)
+
+
+def test_a_kafka_password_reaches_the_client_and_nothing_that_is_printed(tmp_path, monkeypatch):
+    (tmp_path / "word").write_text("hush\n")
+    monkeypatch.setenv("WORD", "hush")
+    for source in ({"password_file": str(tmp_path / "word")}, {"password_variable": "WORD"}):
+        config = KafkaConfig(security="SASL_SSL", mechanism="PLAIN", username="siltstone", ca_file="ca.pem", **source)
+        assert "hush" not in repr(config)
+        options = connection_of(config)
+        assert options["sasl_plain_password"] == "hush"
+        assert (options["sasl_mechanism"], options["security_protocol"]) == ("PLAIN", "SASL_SSL")
+        assert options["ssl_cafile"] == "ca.pem"
+    with pytest.raises(ConfigInvalid, match="neither"):
+        connection_of(KafkaConfig(security="SASL_PLAINTEXT", username="siltstone"))
+    assert "sasl_mechanism" not in connection_of(KafkaConfig())

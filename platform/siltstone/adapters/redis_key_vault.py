@@ -14,7 +14,7 @@ from siltstone.adapters.master_key import MasterKey, make_key
 from siltstone.adapters.redis_config import RedisConfig
 from siltstone.adapters.redis_scripts import SCRIPTS
 from siltstone.adapters.redis_server import RedisServer
-from siltstone.errors import Corrupt, Unavailable
+from siltstone.errors import Corrupt, KeyMissing, Unavailable
 from siltstone.journal.partition import partition_of
 from siltstone.values import DataKey, UserKey
 
@@ -75,7 +75,7 @@ class RedisKeyVault:
         """See `ports.KeyVault.find`."""
         wrapped = self._server.call(lambda client: client.hget(self._key(owner), name))
         if wrapped is None:
-            raise Corrupt(f"the key of {owner}", f"key {name}, or the note that it was destroyed", "neither")
+            raise KeyMissing(f"the key of {owner}", f"key {name}, or the note that it was destroyed", "neither")
         return self._master.unwrap_key(owner, name, wrapped) if wrapped else None
 
     def destroy(self, owner: UserKey) -> str:

@@ -90,6 +90,10 @@ class SqliteJournal:
         payload = self._sealer.open(what, record.owner, journal_context(record.interaction_id), record.payload)
         return replace(record, payload=payload or b"")
 
+    def start_positions(self) -> dict[int, int]:
+        """See `ports.Journal.start_positions`: everything is kept."""
+        return dict.fromkeys(range(self._num_partitions), 0)
+
     def end_positions(self) -> dict[int, int]:
         """See `ports.Journal.end_positions`."""
         with self._file.reading() as connection:

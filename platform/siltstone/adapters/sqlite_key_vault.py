@@ -17,7 +17,7 @@ from typing import Final
 from siltstone.adapters.fingerprint import fingerprint, verify
 from siltstone.adapters.master_key import MasterKey, make_key
 from siltstone.adapters.sqlite_file import translated
-from siltstone.errors import ConfigInvalid, Corrupt, Unavailable
+from siltstone.errors import ConfigInvalid, KeyMissing, Unavailable
 from siltstone.values import DataKey, UserKey
 
 VAULT_VERSION: Final = 1
@@ -89,7 +89,7 @@ class SqliteKeyVault:
                 (owner.tenant, owner.user, name),
             ).fetchone()
         if row is None:
-            raise Corrupt(f"the key of {owner}", f"key {name}, or the note that it was destroyed", "neither")
+            raise KeyMissing(f"the key of {owner}", f"key {name}, or the note that it was destroyed", "neither")
         wrapped, digest = row
         verify(f"the key of {owner}", digest, owner.tenant, owner.user, name, wrapped)
         return self._master.unwrap_key(owner, name, wrapped) if wrapped else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from siltstone.memory.absorber import Absorbers, Step
 from siltstone.memory.user_memory import UserMemory
-from siltstone.values import Interaction, JournalRecord, Parked, ParkReason, UserKey
+from siltstone.values import Interaction, JournalRecord, Parked, ParkReason, TakenIn, UserKey
 
 Work = tuple[JournalRecord, Interaction]
 """An interaction that is to be absorbed, and the record it came from."""
@@ -27,10 +27,17 @@ class Round:
     num_interactions: int = 0
     num_bytes: dict[UserKey, int] = field(default_factory=dict)
     left_out: set[UserKey] = field(default_factory=set)
+    taken_in: dict[int, list[TakenIn]] = field(default_factory=dict)
+    names: set[tuple[UserKey, str]] = field(default_factory=set)
 
     def take(self, record: JournalRecord, decided: Interaction | Parked) -> None:
         """Puts a record to those to be absorbed, or to those parked."""
         self.num_bytes[record.owner] = self.num_bytes.get(record.owner, 0) + len(record.payload)
+        if record.defect is None:
+            # What only claims to be somebody's must not make a repeat of what is.
+            self.names.add((record.owner, record.interaction_id))
+            taken_in = TakenIn(record.position, record.owner, record.interaction_id)
+            self.taken_in.setdefault(record.partition, []).append(taken_in)
         if isinstance(decided, Parked):
             self.parked.setdefault(record.partition, []).append(decided)
         else:

@@ -88,6 +88,7 @@ class Shard:
         self.resident_bytes = 0
         self.num_absorbed = 0
         self.num_parked = 0
+        self.num_repeats = 0
         self.absorbed_tokens = 0
 
     @property
@@ -150,12 +151,20 @@ class Shard:
             partition = turns.popleft()
             start = taken.ends.get(partition, self._positions[partition])
             records = self._read(partition, start, min(share, limit - taken.num_interactions))
-            for record in records:
+            try:
+                known = self._known(partition, records)
+            except Corrupt as error:
+                self._stand_still(partition, start, error)
+                continue
+            for record, is_known in zip(records, known, strict=True):
                 if taken.num_bytes.get(record.owner, 0) >= self._config.max_round_user_bytes:
                     # What comes behind it in the partition waits with it: positions are committed in order.
                     break
                 # An erased user's record keeps its place in the journal, but has no content any more.
-                if record.payload:
+                is_repeat = is_known or (record.owner, record.interaction_id) in taken.names
+                if is_repeat and record.defect is None:
+                    self.num_repeats += 1
+                elif record.payload or record.defect:
                     taken.take(record, self._decide(record))
                 taken.ends[partition] = record.position + 1
                 taken.num_interactions += 1
@@ -177,11 +186,20 @@ class Shard:
         self._stand_still(partition, start, damage)
         return []
 
+    def _known(self, partition: int, records: Sequence[JournalRecord]) -> list[bool]:
+        """Says of each record whether the partition has taken in the same interaction at an earlier position."""
+        if not records:
+            return []
+        names = [(record.owner, record.interaction_id) for record in records]
+        return [position is not None for position in self._store.taken_in(partition, names)]
+
     def _stand_still(self, partition: int, position: int, error: Corrupt) -> None:
         _log.error("partition damaged", extra={"partition": partition, "position": position, "error": str(error)})
         self._damaged[partition] = Damage(position, error)
 
     def _decide(self, record: JournalRecord) -> Interaction | Parked:
+        if record.defect is not None:
+            return parked(record, record.defect.reason, record.defect.detail)
         decided = self._admit(record)
         if isinstance(decided, Parked):
             return decided
@@ -230,9 +248,10 @@ class Shard:
             memories = taken.memories_of(partition)
             snapshots = tuple(self._seal(memory) for memory in memories)
             parked_now = tuple(taken.parked.get(partition, ()))
+            taken_in = tuple(one for one in taken.taken_in.get(partition, ()) if start <= one.position < end)
             # 2.
             try:
-                self._store.commit(Commit(lease, start, end, snapshots, parked_now))
+                self._store.commit(Commit(lease, start, end, snapshots, parked_now, taken_in))
                 break
             except Corrupt as error:
                 if not self._park_damaged(taken, memories):

@@ -1,0 +1,147 @@
+"""Clients of a Kafka cluster, made the way a journal needs them, and their errors turned into ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import kafka
+import kafka.errors
+from kafka.net.compat import KafkaNetClient
+
+from siltstone.adapters.credentials import read_secret
+from siltstone.adapters.kafka_config import KafkaConfig
+from siltstone.errors import ConfigInvalid, InvalidInput, Unavailable
+
+_REFUSED_US: Final = (
+    kafka.errors.SaslAuthenticationFailedError,
+    kafka.errors.UnsupportedSaslMechanismError,
+    kafka.errors.IllegalSaslStateError,
+)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turns the client's errors into ours."""
+    try:
+        yield
+    except _REFUSED_US as error:
+        raise ConfigInvalid("kafka", f"the brokers refuse our name or password: {_said(error)}") from error
+    except kafka.errors.AuthorizationError as error:
+        raise ConfigInvalid("kafka", f"our name lacks a right: {_said(error)}") from error
+    except kafka.errors.MessageSizeTooLargeError as error:
+        raise InvalidInput("payload", "a record the topic takes", _said(error)) from error
+    except kafka.errors.KafkaConfigurationError as error:
+        raise ConfigInvalid("kafka", _said(error)) from error
+    except (kafka.errors.KafkaError, OSError) as error:
+        raise Unavailable("the journal", _said(error)) from error
+
+
+def make_producer(config: KafkaConfig) -> Any:
+    """Returns a producer that writes in order, once, to all replicas, within the append's time."""
+    budget_ms = int(config.append_timeout_s * 1000)
+    return _make(
+        kafka.KafkaProducer,
+        **connection_of(config),
+        acks="all",
+        enable_idempotence=True,
+        delivery_timeout_ms=budget_ms,
+        request_timeout_ms=max(1, min(int(config.answer_timeout_s * 1000), budget_ms - config.linger_ms)),
+        max_block_ms=budget_ms,
+        linger_ms=config.linger_ms,
+        batch_size=config.batch_bytes,
+        max_request_size=config.max_record_bytes,
+        allow_auto_create_topics=False,
+    )
+
+
+def make_consumer(config: KafkaConfig) -> Any:
+    """Returns a consumer that reads what it is told to, from where it is told to, and decides nothing by itself.
+
+    It belongs to no group, commits nothing, and skips nothing: its defaults would do all three.
+    """
+    return _make(
+        kafka.KafkaConsumer,
+        **connection_of(config),
+        request_timeout_ms=int(config.answer_timeout_s * 1000),
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+        check_crcs=True,
+        allow_auto_create_topics=False,
+        max_partition_fetch_bytes=config.fetch_bytes,
+        fetch_max_bytes=16 * config.fetch_bytes,
+        # A partition that is turned to waits for the request that is under way without it.
+        fetch_max_wait_ms=100,
+    )
+
+
+def make_admin(config: KafkaConfig) -> Any:
+    """Returns a client that looks at topics and makes them."""
+    timeout_ms = int(config.answer_timeout_s * 1000)
+    return _make(kafka.KafkaAdminClient, **connection_of(config), request_timeout_ms=timeout_ms)
+
+
+def _make(kind: Callable[..., Any], **options: Any) -> Any:
+    """Makes a client. One that cannot reach the brokers is closed: the library leaves its thread and sockets open."""
+    inner: list[Any] = []
+
+    def keep(**inner_options: Any) -> Any:
+        inner.append(KafkaNetClient(**inner_options))
+        return inner[-1]
+
+    try:
+        return kind(**options, kafka_client=keep)
+    except BaseException:
+        for one in inner:
+            one.close()
+        raise
+
+
+def ask_offsets(ask: Callable[..., dict[Any, int]], places: Sequence[Any], timeout_s: float) -> dict[int, int]:
+    """Returns, by partition, what a consumer's `beginning_offsets` or `end_offsets` tells.
+
+    Raises: Unavailable also when the cluster does not know one of the partitions (now): the client then says KeyError.
+    """
+    with translated():
+        try:
+            told = ask(list(places), timeout_ms=timeout_s * 1000)
+        except KeyError as error:
+            raise kafka.errors.UnknownTopicOrPartitionError(str(error)) from error
+    return {place.partition: offset for place, offset in told.items()}
+
+
+def connection_of(config: KafkaConfig) -> dict[str, Any]:
+    """Returns what every client needs to reach the brokers, and be let in.
+
+    Raises: ConfigInvalid when a password is wanted and is not there.
+    """
+    options: dict[str, Any] = {
+        "bootstrap_servers": [broker.strip() for broker in config.brokers.split(",")],
+        "bootstrap_timeout_ms": int(config.answer_timeout_s * 1000),
+        "client_id": "siltstone",
+        "security_protocol": config.security,
+        "reconnect_backoff_max_ms": 1_000,
+    }
+    if config.has_tls:
+        options |= {
+            "ssl_cafile": config.ca_file or None,
+            "ssl_certfile": config.cert_file or None,
+            "ssl_keyfile": config.key_file or None,
+        }
+    if config.has_sasl:
+        password = read_secret("kafka", config.password_file, config.password_variable)
+        if password is None:
+            raise ConfigInvalid("kafka", "expected password_file or password_variable with SASL, found neither")
+        options |= {
+            "sasl_mechanism": config.mechanism,
+            "sasl_plain_username": config.username,
+            "sasl_plain_password": password,
+        }
+    return options
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error)[:160]}"

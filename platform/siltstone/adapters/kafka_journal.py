@@ -1,0 +1,292 @@
+"""The clustered journal: interactions in a Kafka topic, keyed by user, sealed under the user's key."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import kafka
+import kafka.errors
+
+from siltstone.adapters.kafka_client import ask_offsets, make_consumer, make_producer, translated
+from siltstone.adapters.kafka_config import KafkaConfig
+from siltstone.adapters.kafka_reader import Fetched, KafkaReader
+from siltstone.adapters.kafka_records import Unreadable, claimed_id, headers_of, key_of, read_record
+from siltstone.adapters.kafka_topic import ensure_topic
+from siltstone.adapters.seal_contexts import journal_context
+from siltstone.errors import Corrupt, InvalidInput
+from siltstone.journal.admit import encode
+from siltstone.journal.partition import partition_of
+from siltstone.ports import Sealer
+from siltstone.values import Interaction, JournalRecord, Receipt, UserKey
+
+_SCAN_RECORDS: Final = 1_000
+_OVERHEAD_BYTES: Final = 512
+"""What a record's frame and the names of its headers may take beside what is in it."""
+
+Name = tuple[UserKey, str]
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What became of one interaction of an append: where it is, or the answer that is waited for."""
+
+    name: Name
+    partition: int
+    position: int = -1
+    answer: Any = None
+    is_duplicate: bool = False
+
+
+class KafkaJournal:
+    """`ports.Journal` on a Kafka topic. Positions are offsets. Safe for the threads of a process."""
+
+    def __init__(self, config: KafkaConfig, sealer: Sealer, trace: Callable[[], str] = lambda: "") -> None:
+        """Checks the topic, and makes it where there is none and it may be made.
+
+        `trace` gives the W3C traceparent under which an append happens, to be kept with its records.
+        Raises: ConfigInvalid when the brokers refuse us or the topic cannot be a journal; NotFound; Unavailable.
+        """
+        self.config = config
+        self._sealer, self._trace = sealer, trace
+        ensure_topic(config)
+        self._lock = threading.Lock()
+        self._producer: Any = None
+        self._ends: dict[int, int] = {}
+        self._recent: dict[int, OrderedDict[Name, int]] = {}
+        self._pending: dict[Name, _Sent] = {}
+        self._reader = KafkaReader(config, self._appended_end)
+        self._scanner = KafkaReader(config, self._appended_end)
+        self._asker: Any = None
+        self._asking = threading.Lock()
+
+    def close(self) -> None:
+        """Closes all connections. What was appended is written: an append returns only then."""
+        with self._lock:
+            self._drop_producer()
+        self._reader.close()
+        self._scanner.close()
+        with self._asking:
+            if self._asker is not None:
+                self._asker.close(timeout_ms=0)
+                self._asker = None
+
+    def __enter__(self) -> KafkaJournal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(self, interactions: Sequence[Interaction]) -> list[Receipt]:
+        """See `ports.Journal.append`.
+
+        1. Write every interaction as bytes, and seal it: what cannot be written is refused before anything is.
+        2. Under a lock, look for repeats and hand the others to the producer, in order.
+        3. Wait until all replicas have them.
+
+        Raises: InvalidInput also for one larger than the topic takes.
+        """
+        # 1.
+        payloads = [encode(interaction) for interaction in interactions]
+        if not payloads:
+            return []
+        self._sealer.prepare([interaction.owner for interaction in interactions])
+        values = [
+            self._sealer.seal(interaction.owner, journal_context(interaction.id), payload)
+            for interaction, payload in zip(interactions, payloads, strict=True)
+        ]
+        largest = max(map(len, values))
+        if largest > self.config.max_record_bytes - _OVERHEAD_BYTES:
+            limit = self.config.max_record_bytes - _OVERHEAD_BYTES
+            raise InvalidInput("payload", f"at most {limit} bytes", f"{largest} bytes")
+        # 2.
+        with self._lock, translated():
+            sent = self._send(interactions, values)
+        # 3.
+        self._wait(sent)
+        return [Receipt(one.name[1], one.partition, one.position, one.is_duplicate) for one in sent]
+
+    def _send(self, interactions: Sequence[Interaction], values: Sequence[bytes]) -> list[_Sent]:
+        for owner in {interaction.owner for interaction in interactions}:
+            self._learn_recent(partition_of(owner, self.config.num_partitions))
+        if self._producer is None:
+            self._producer = make_producer(self.config)
+        trace, sent = self._trace(), list[_Sent]()
+        for interaction, value in zip(interactions, values, strict=True):
+            name = (interaction.owner, interaction.id)
+            partition = partition_of(interaction.owner, self.config.num_partitions)
+            position = self._recent[partition].get(name)
+            if position is not None:
+                sent.append(_Sent(name, partition, position, is_duplicate=True))
+                continue
+            if (pending := self._pending.get(name)) is not None:
+                sent.append(_Sent(name, partition, answer=pending.answer, is_duplicate=True))
+                continue
+            one = _Sent(name, partition)
+            try:
+                one.answer = self._producer.send(
+                    self.config.topic,
+                    value=value,
+                    key=key_of(interaction.owner),
+                    headers=headers_of(interaction, trace),
+                    partition=partition,
+                )
+            except (kafka.errors.KafkaError, ValueError) as error:
+                # A partition the cluster does not know (now) is a ValueError to the client. What was sent before may
+                # be on its way: it is waited for, and then this is told.
+                one.answer = _Failed(kafka.errors.KafkaError(str(error)) if isinstance(error, ValueError) else error)
+            self._pending[name] = one
+            sent.append(one)
+            if isinstance(one.answer, _Failed):
+                break
+        return sent
+
+    def _wait(self, sent: list[_Sent]) -> None:
+        give_up_at, failure = time.monotonic() + self.config.append_timeout_s + 1.0, None
+        for one in sent:
+            if one.answer is not None:
+                try:
+                    one.position = one.answer.get(max(0.0, give_up_at - time.monotonic())).offset
+                except kafka.errors.KafkaError as error:
+                    failure = failure or error
+        with self._lock:
+            for one in sent:
+                if one.answer is None or one.is_duplicate:
+                    continue
+                self._pending.pop(one.name, None)
+                if one.position >= 0:
+                    self._remember(one.partition, one.name, one.position)
+                    self._ends[one.partition] = max(self._ends.get(one.partition, 0), one.position + 1)
+            if failure is not None:
+                # Nobody knows what of it was written. The topic does: it is asked before the next append.
+                self._drop_producer()
+                for one in sent:
+                    self._recent.pop(one.partition, None)
+        if failure is not None:
+            with translated():
+                raise failure
+
+    def _learn_recent(self, partition: int) -> None:
+        """Reads the ids of a partition's newest records, once, so that a repeat after a restart is known as one."""
+        if partition in self._recent:
+            return
+        recent: OrderedDict[Name, int] = OrderedDict()
+        if self.config.id_window:
+            start, end = self._ask(partition)
+            # A batch that cannot be read hides the ids behind it from us, not from the store: an append goes on.
+            with suppress(Corrupt):
+                for record in self._scan(partition, max(start, end - self.config.id_window)):
+                    if not isinstance(record, Unreadable) and (name := claimed_id(record)) is not None:
+                        recent.setdefault(name, record.offset)
+        self._recent[partition] = recent
+
+    def _remember(self, partition: int, name: Name, position: int) -> None:
+        recent = self._recent.get(partition)
+        if recent is not None:
+            recent[name] = position
+            while len(recent) > self.config.id_window:
+                recent.popitem(last=False)
+
+    def _drop_producer(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.close(timeout=0)
+
+    def read(self, partition: int, start: int, max_records: int) -> list[JournalRecord]:
+        """See `ports.Journal.read`.
+
+        Raises: InvalidInput for a partition that does not exist; KeyMissing when a record's key is not in the vault.
+        """
+        self._check_partition(partition)
+        if max_records <= 0:
+            return []
+        reader = self._reader_for(partition, max(start, 0))
+        num_partitions, accepts_plain = self.config.num_partitions, self.config.accepts_plain
+        return [
+            read_record(partition, num_partitions, record, self._sealer, accepts_plain)
+            for record in reader.read(partition, max(start, 0), max_records)
+        ]
+
+    def _reader_for(self, partition: int, start: int) -> KafkaReader:
+        """Returns who reads from here: whoever stands there; for a look back, not the one who reads ahead."""
+        front = self._reader.front_of(partition)
+        if front is None or start >= front:
+            return self._reader
+        return self._scanner
+
+    def start_positions(self) -> dict[int, int]:
+        """See `ports.Journal.start_positions`."""
+        with self._asking, translated():
+            return ask_offsets(self._asked().beginning_offsets, self._places(), self.config.answer_timeout_s)
+
+    def end_positions(self) -> dict[int, int]:
+        """See `ports.Journal.end_positions`: the high watermarks, and what this process has itself seen beyond."""
+        with self._asking, translated():
+            told = ask_offsets(self._asked().end_offsets, self._places(), self.config.answer_timeout_s)
+        return {
+            partition: max(
+                end, self._appended_end(partition), self._reader.end_of(partition), self._scanner.end_of(partition)
+            )
+            for partition, end in told.items()
+        }
+
+    def erase(self, owner: UserKey) -> int:
+        """See `ports.Journal.erase`: destroys the key, then counts what it had sealed by reading the partition once."""
+        name = self._sealer.forget(owner)
+        if not name:
+            return 0
+        partition = partition_of(owner, self.config.num_partitions)
+        start, _ = self._ask(partition)
+        key = key_of(owner)
+        return sum(
+            1
+            for record in self._scan(partition, start)
+            if not isinstance(record, Unreadable)
+            and record.key == key
+            and self._sealer.name_of_key(record.value or b"") == name
+        )
+
+    def _scan(self, partition: int, start: int) -> Iterator[Fetched]:
+        try:
+            while found := self._scanner.read(partition, start, _SCAN_RECORDS):
+                yield from found
+                start = found[-1].offset + 1
+        finally:
+            self._scanner.leave(partition)
+
+    def _ask(self, partition: int) -> tuple[int, int]:
+        places, timeout_s = [kafka.TopicPartition(self.config.topic, partition)], self.config.answer_timeout_s
+        with self._asking, translated():
+            asker = self._asked()
+            start = ask_offsets(asker.beginning_offsets, places, timeout_s)[partition]
+            return start, ask_offsets(asker.end_offsets, places, timeout_s)[partition]
+
+    def _asked(self) -> Any:
+        if self._asker is None:
+            self._asker = make_consumer(self.config)
+        return self._asker
+
+    def _places(self) -> list[Any]:
+        return [kafka.TopicPartition(self.config.topic, partition) for partition in range(self.config.num_partitions)]
+
+    def _appended_end(self, partition: int) -> int:
+        return self._ends.get(partition, 0)
+
+    def _check_partition(self, partition: int) -> None:
+        if not 0 <= partition < self.config.num_partitions:
+            raise InvalidInput("partition", f"0 to {self.config.num_partitions - 1}", str(partition))
+
+
+class _Failed:
+    """The answer to what was not even sent."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def get(self, _: float) -> Any:
+        raise self._error
