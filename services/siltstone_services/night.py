@@ -24,7 +24,6 @@ from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.adapters.identity_file import Identities, read_identities
 from siltstone.adapters.key_file import lineage_key
 from siltstone.adapters.personal_data import holds_personal_data
-from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.config import SiltstoneConfig
@@ -39,6 +38,7 @@ from siltstone.sleep.held_out import people_needed
 from siltstone.sleep_values import CoreVersion, Lineage, NightStage, SleepPlan, StepDone
 from siltstone.versions.keeping import origin_of
 from siltstone.versions.lineage import contributors
+from siltstone_services.embedded_store import open_store
 from siltstone_services.evidence_json import to_json
 from siltstone_services.judging import Exam, material_of, shipped_exam
 from siltstone_services.keeping import Keeper, name_of_night
@@ -113,7 +113,7 @@ def run_night(
     cores, served = CoreStore(home), ServedCores(config)
     loaded = served.load(served.digest())
     bed = make_bed(config, loaded)
-    with SqliteFile(home / "siltstone.db", config.store) as file, open_registry(config) as registry:
+    with open_store(config) as file, open_registry(config) as registry:
         # 1.
         journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
         plan = make_plan(journal, store, loaded.digest, since_ms, _FOREVER_MS, seed)

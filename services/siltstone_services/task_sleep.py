@@ -20,7 +20,6 @@ import torch
 
 from siltstone.adapters.core_store import CoreStore
 from siltstone.adapters.personal_data import holds_personal_data
-from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.config import SiltstoneConfig
@@ -41,6 +40,7 @@ from siltstone.sleep.tuning import ReadText, Tuner, coefficients_of
 from siltstone.sleep_values import CoreVersion, Lineage, StepDone
 from siltstone.values import Message, Role, Sampling
 from siltstone.versions.keeping import origin_of
+from siltstone_services.embedded_store import open_store
 from siltstone_services.evidence_json import to_json
 from siltstone_services.judging import Exam, material_of, shipped_exam
 from siltstone_services.keeping import name_of_night
@@ -257,7 +257,7 @@ def _score_core(core: Core, bed: Bed, questions: Sequence[Question]) -> Score:
 
 def _material(suites: Sequence[ProbeSuite], task: Task, bed: Bed, config: SiltstoneConfig, seed: int) -> Material:
     """Returns what the candidate is asked: the questions held out, and users' secrets, which it cannot know."""
-    with SqliteFile(config.home_path / "siltstone.db", config.store) as file:
+    with open_store(config) as file:
         journal = SqliteJournal(file)
         plan = make_plan(journal, SqliteSnapshotStore(file), bed.loaded.digest, 0, _FOREVER_MS, seed)
         interactions = interactions_of(plan, journal, config)

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 
 from siltstone.adapters.bm25_recall import Bm25Recall
 from siltstone.adapters.core_store import CoreStore
-from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
 from siltstone.ports import ShardHost
+from siltstone_services.embedded_store import open_store
 from siltstone_services.home import exclusive
 from siltstone_services.served import ServedCores
 from siltstone_services.shard import EmbeddedHost
@@ -32,7 +32,7 @@ async def embedded_host(config: SiltstoneConfig) -> AsyncIterator[ShardHost]:
         hold.use(digest)
         served = ServedCores(config)
         core = await asyncio.to_thread(lambda: served.load(served.digest()))
-        with SqliteFile(config.home_path / "siltstone.db", config.store) as file:
+        with open_store(config) as file:
             recall = Bm25Recall(config.text_recall)
             journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
             async with EmbeddedHost(core, journal, store, recall, SystemClock(), config, served) as host:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from siltstone.adapters.bm25_recall import Bm25RecallConfig
 from siltstone.adapters.mlflow_config import MlflowConfig
+from siltstone.adapters.sealing_config import SealingConfig
 from siltstone.adapters.sqlite_file import SqliteConfig
 from siltstone.config.reading import put, read_config
 from siltstone.config.schema import describe_schema
@@ -145,6 +146,8 @@ class SiltstoneConfig:
     """Where the model runs, and how many answers run at once."""
     store: SqliteConfig = field(default_factory=SqliteConfig)
     """How the embedded journal and store are kept."""
+    sealing: SealingConfig = field(default_factory=SealingConfig)
+    """How what is kept of users is encrypted; by default it is not."""
     text_recall: Bm25RecallConfig = field(default_factory=Bm25RecallConfig)
     """How a user's own lines are searched."""
     sleep: SleepConfig = field(default_factory=SleepConfig)

@@ -18,7 +18,6 @@ import torch
 from siltstone.adapters.core_store import CoreStore
 from siltstone.adapters.identity_file import Identities, read_identities
 from siltstone.adapters.personal_data import holds_personal_data
-from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.config import SiltstoneConfig
@@ -34,6 +33,7 @@ from siltstone.sleep_values import Evidence, Measurement, Verdict
 from siltstone.values import Consent, Interaction, InteractionKind, Message, Role, UserKey
 from siltstone_services.benchmark.own_teachers import own_targets
 from siltstone_services.benchmark.verdicts import failed_measurements
+from siltstone_services.embedded_store import open_store
 from siltstone_services.judging import single_words
 from siltstone_services.night import make_bed
 from siltstone_services.sleeper import (
@@ -164,7 +164,7 @@ class CanaryTrial:
         """Returns what one way to sleep would train on."""
         config, bed = self._config, self._bed
         people = Identities() if arm is Arm.ACCOUNTS else read_identities(self._people_file)
-        with SqliteFile(config.home_path / "siltstone.db", config.store) as file:
+        with open_store(config) as file:
             journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
             plan = make_plan(journal, store, bed.loaded.digest, 0, 2 * _WHEN_MS, seed)
             spoken = interactions_of(plan, journal, config)

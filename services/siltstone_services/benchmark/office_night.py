@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from siltstone.adapters.core_store import CoreStore
-from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.config import SiltstoneConfig
 from siltstone.errors import InvalidInput
@@ -32,6 +31,7 @@ from siltstone_services.demo_figures import (
 )
 from siltstone_services.demo_outcome import CoursePlan
 from siltstone_services.demo_setting import key_of
+from siltstone_services.embedded_store import open_store
 from siltstone_services.judging import Exam
 from siltstone_services.lanes import Lane, open_lane
 from siltstone_services.night import NightDone, run_night
@@ -125,7 +125,7 @@ def _with_own_teachers(trial: Trial, case: str, done: NightDone, asking: _Asking
     case = f"{case}, control with own teachers"
     say(f"{case}: dreaming")
     config, old = trial.config, asking.old
-    with SqliteFile(config.home_path / "siltstone.db", config.store) as file:
+    with open_store(config) as file:
         bed = Bed(old.loaded, old.core, old.shape, old.plan, old.ground)
         night = own_targets(done.night, SqliteSnapshotStore(file), bed, config)
     control = _sleep(trial, config, say, replace(done, night=night))
@@ -186,7 +186,7 @@ class _Asking:
 
     def _memories(self) -> list[tuple[OfficeUser, UserMemory]]:
         config, found = self._trial.config, []
-        with SqliteFile(config.home_path / "siltstone.db", config.store) as file:
+        with open_store(config) as file:
             store = SqliteSnapshotStore(file)
             for user in self._trial.plan.users:
                 if (snapshot := store.load(key_of(user))) is not None:
