@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import certificates
 import proxy
 import pytest
 import redis
@@ -20,6 +22,7 @@ import servers
 
 from siltstone.adapters import redis_snapshots
 from siltstone.adapters.redis_config import RedisConfig
+from siltstone.adapters.redis_key_vault import RedisKeyVault
 from siltstone.adapters.redis_records import RECORD_VERSION, write_snapshot
 from siltstone.adapters.redis_snapshots import RedisSnapshotStore
 from siltstone.adapters.unsealed import Unsealed
@@ -94,6 +97,21 @@ def test_a_user_without_the_rights_is_told_as_such(server, client, monkeypatch):
     monkeypatch.setenv("STORE_PASSWORD", "word")
     with pytest.raises(ConfigInvalid, match="lacks a right"):
         RedisSnapshotStore(config_of(server.port, username="reader", password_variable="STORE_PASSWORD"))
+
+
+def test_a_user_with_the_rights_that_the_documentation_names_is_enough(server, client, master, monkeypatch):
+    rights = ["+@read", "+@write", "+@scripting", "+@connection", "-@dangerous", "+info", "+waitaof"]
+    client.execute_command("ACL", "SETUSER", "store", "on", ">word", "~{siltstone:*", "~siltstone:*", *rights)
+    monkeypatch.setenv("STORE_PASSWORD", "word")
+    config = config_of(server.port, username="store", password_variable="STORE_PASSWORD")
+    with RedisSnapshotStore(config) as store, RedisKeyVault(config, master) as vault:
+        lease = store.acquire(0, "shard")
+        store.commit(Commit(lease, 0, 1, (snapshot(),), taken_in=(TakenIn(0, OWNERS[0], "i0"),)))
+        assert store.load(OWNERS[0]) == snapshot()
+        assert (store.count_users(), list(store.parked()), store.users_by_core()) == (1, [], {"core-1": 1})
+        assert store.erase(OWNERS[0], lease)
+        (key,) = vault.current([OWNERS[0]])
+        assert vault.destroy(OWNERS[0]) == key.name
 
 
 @pytest.mark.parametrize(
@@ -348,3 +366,36 @@ def test_a_writer_killed_at_any_step_leaves_a_whole_commit_or_none(server, store
     assert found is not None
     assert (int(found.blob), found.sequence) == (6, 6)
     assert store.taken_in(0, [(OWNERS[0], f"i{number}") for number in range(6)]) == list(range(6))
+
+
+# An encrypted connection, and sealed contents.
+
+
+def test_an_encrypted_connection_is_made_and_an_unknown_authority_is_not_believed(tmp_path, server):
+    authority, context = certificates.make_certificates(tmp_path)
+    with proxy.proxy_to(server.port, context) as outside:
+        config = RedisConfig(f"rediss://127.0.0.1:{outside.port}", ca_file=str(authority), **QUICK)
+        with RedisSnapshotStore(config) as store:
+            store.commit(Commit(store.acquire(0, "shard"), 0, 1, (snapshot(),)))
+            assert store.load(OWNERS[0]) == snapshot()
+        with pytest.raises(Unavailable, match=r"(?i)certificate"):
+            RedisSnapshotStore(replace(config, ca_file=""))
+
+
+def test_a_forgotten_users_words_are_in_no_file_of_the_server(server, client, sealer, tmp_path):
+    marker = b"Pickle comes on Fridays"
+    with RedisSnapshotStore(config_of(server.port), sealer) as store:
+        lease = store.acquire(0, "shard")
+        parked = Parked(0, 0, OWNERS[0], "i0", ParkReason.EMPTY, "none", marker)
+        store.commit(Commit(lease, 0, 1, (snapshot(blob=marker * 100),), (parked,)))
+        assert store.load(OWNERS[0]) == snapshot(blob=marker * 100)
+        assert list(store.parked()) == [parked]
+        # The control: in the clear they are.
+        client.set("control", b"said in the clear")
+        client.waitaof(1, 0, 5_000)
+        files = b"".join(part.read_bytes() for part in (tmp_path / "valkey").rglob("*.aof"))
+        assert marker not in files
+        assert b"said in the clear" in files
+        sealer.forget(OWNERS[0])
+        assert store.load(OWNERS[0]) is None
+        assert [one.payload for one in store.parked()] == [b""]
