@@ -253,6 +253,27 @@ def test_little_room_loses_nothing_and_keeps_the_order(address, sealer):
         assert found == {owner: [f"i{number}" for number in range(40)] for owner in owners}
 
 
+def test_who_follows_partitions_reads_each_from_where_it_was_told_to(config, journal, sealer):
+    elsewhere = partition_of(BOB, NUM_PARTITIONS)
+    journal.append([said(f"i{number}", owner) for number in range(5) for owner in (ADA, BOB)])
+    with KafkaJournal(config, sealer) as other:
+        with pytest.raises(InvalidInput):
+            other.follow({NUM_PARTITIONS: 0})
+        other.follow({HOME: 2, elsewhere: 4})
+        assert [record.position for record in within_a_minute(lambda: wait_for_more(other, HOME, 2, 3))] == [2, 3, 4]
+        assert [record.position for record in within_a_minute(lambda: wait_for_more(other, elsewhere, 4, 1))] == [4]
+        assert [record.position for record in other.read(HOME, 0, 2)] == [0, 1]
+
+
+def wait_for_more(journal, partition, start, count):
+    records = []
+    while len(records) < count:
+        found = journal.read(partition, start, 1_000)
+        records += found
+        start = found[-1].position + 1 if found else start
+    return records
+
+
 def test_a_look_back_does_not_disturb_who_reads_ahead(journal):
     journal.append([said(f"i{number}") for number in range(30)])
     ahead = [record.position for record in journal.read(HOME, 0, 10)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -112,8 +112,8 @@ class KafkaJournal:
         return [Receipt(one.name[1], one.partition, one.position, one.is_duplicate) for one in sent]
 
     def _send(self, interactions: Sequence[Interaction], values: Sequence[bytes]) -> list[_Sent]:
-        for owner in {interaction.owner for interaction in interactions}:
-            self._learn_recent(partition_of(owner, self.config.num_partitions))
+        owners = {interaction.owner for interaction in interactions}
+        self._learn_recent({partition_of(owner, self.config.num_partitions) for owner in owners})
         if self._producer is None:
             self._producer = make_producer(self.config)
         trace, sent = self._trace(), list[_Sent]()
@@ -171,19 +171,23 @@ class KafkaJournal:
             with translated():
                 raise failure
 
-    def _learn_recent(self, partition: int) -> None:
-        """Reads the ids of a partition's newest records, once, so that a repeat after a restart is known as one."""
-        if partition in self._recent:
+    def _learn_recent(self, partitions: set[int]) -> None:
+        """Reads the ids of partitions' newest records, once, so that a repeat after a restart is known as one."""
+        missing = partitions - self._recent.keys()
+        if not missing:
             return
-        recent: OrderedDict[Name, int] = OrderedDict()
-        if self.config.id_window:
-            start, end = self._ask(partition)
+        window, bounds = self.config.id_window, self._ask(sorted(missing))
+        starts = {partition: max(start, end - window) for partition, (start, end) in bounds.items() if start < end}
+        if window and starts:
+            self._scanner.follow(starts)
+        for partition in missing:
+            recent: OrderedDict[Name, int] = OrderedDict()
             # A batch that cannot be read hides the ids behind it from us, not from the store: an append goes on.
             with suppress(Corrupt):
-                for record in self._scan(partition, max(start, end - self.config.id_window)):
+                for record in self._scan(partition, starts[partition]) if window and partition in starts else ():
                     if not isinstance(record, Unreadable) and (name := claimed_id(record)) is not None:
                         recent.setdefault(name, record.offset)
-        self._recent[partition] = recent
+            self._recent[partition] = recent
 
     def _remember(self, partition: int, name: Name, position: int) -> None:
         recent = self._recent.get(partition)
@@ -196,6 +200,15 @@ class KafkaJournal:
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.close(timeout=0)
+
+    def follow(self, positions: Mapping[int, int]) -> None:
+        """Begins to read ahead from these positions, as the owner of partitions wants it. `read` does without, slower.
+
+        Raises: InvalidInput for a partition that does not exist; Unavailable.
+        """
+        for partition in positions:
+            self._check_partition(partition)
+        self._reader.follow(positions)
 
     def read(self, partition: int, start: int, max_records: int) -> list[JournalRecord]:
         """See `ports.Journal.read`.
@@ -241,7 +254,7 @@ class KafkaJournal:
         if not name:
             return 0
         partition = partition_of(owner, self.config.num_partitions)
-        start, _ = self._ask(partition)
+        ((start, _),) = self._ask([partition]).values()
         key = key_of(owner)
         return sum(
             1
@@ -259,12 +272,15 @@ class KafkaJournal:
         finally:
             self._scanner.leave(partition)
 
-    def _ask(self, partition: int) -> tuple[int, int]:
-        places, timeout_s = [kafka.TopicPartition(self.config.topic, partition)], self.config.answer_timeout_s
+    def _ask(self, partitions: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """Returns, of each partition, the position of its oldest record and of its next one."""
+        places = [kafka.TopicPartition(self.config.topic, partition) for partition in partitions]
+        timeout_s = self.config.answer_timeout_s
         with self._asking, translated():
             asker = self._asked()
-            start = ask_offsets(asker.beginning_offsets, places, timeout_s)[partition]
-            return start, ask_offsets(asker.end_offsets, places, timeout_s)[partition]
+            starts = ask_offsets(asker.beginning_offsets, places, timeout_s)
+            ends = ask_offsets(asker.end_offsets, places, timeout_s)
+        return {partition: (starts[partition], ends[partition]) for partition in partitions}
 
     def _asked(self) -> Any:
         if self._asker is None:

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -62,6 +62,17 @@ class KafkaReader:
         with self._lock:
             self._drop_consumer()
 
+    def follow(self, positions: Mapping[int, int]) -> None:
+        """Begins to read ahead of many partitions at once: asked for one by one, each waits for an answer of its own.
+
+        Raises: Unavailable.
+        """
+        with self._lock, translated():
+            ends = self._ask_ends(list(positions))
+            for partition, start in positions.items():
+                self._cursors[partition] = _Cursor(start, start, ends[partition])
+                self._to_seek.add(partition)
+
     def leave(self, partition: int) -> None:
         """Reads no more of a partition ahead."""
         with self._lock:
@@ -101,7 +112,7 @@ class KafkaReader:
     def _cursor_at(self, partition: int, start: int) -> _Cursor:
         cursor = self._cursors.get(partition)
         if cursor is None or cursor.front != start:
-            cursor = _Cursor(start, start, self._ask_end(partition))
+            cursor = _Cursor(start, start, self._ask_ends([partition])[partition])
             self._cursors[partition] = cursor
             self._to_seek.add(partition)
         cursor.known_end = max(cursor.known_end, self._appended_end(partition))
@@ -119,7 +130,7 @@ class KafkaReader:
             is_first = False
             if time.monotonic() > give_up_at:
                 # Either nobody answers, which this tells, or what is there may not be read yet.
-                cursor.known_end = self._ask_end(partition)
+                cursor.known_end = self._ask_ends([partition])[partition]
                 return
             self._poll(partition, 0 if is_settled else _POLL_MS)
 
@@ -200,11 +211,11 @@ class KafkaReader:
         self._apart.discard(partition)
         return found
 
-    def _ask_end(self, partition: int) -> int:
+    def _ask_ends(self, partitions: Sequence[int]) -> dict[int, int]:
         if self._consumer is None:
             self._consumer = make_consumer(self._config)
-        places, timeout_s = [self._place(partition)], self._config.answer_timeout_s
-        return ask_offsets(self._consumer.end_offsets, places, timeout_s)[partition]
+        places = [self._place(partition) for partition in partitions]
+        return ask_offsets(self._consumer.end_offsets, places, self._config.answer_timeout_s)
 
     def _drop_consumer(self) -> None:
         consumer, self._consumer = self._consumer, None
