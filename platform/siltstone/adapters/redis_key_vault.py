@@ -83,13 +83,8 @@ class RedisKeyVault:
 
         Raises: Unavailable also when the server has not told that it is on its disk: call again.
         """
-        commands: list[tuple[Any, ...]] = [("EVALSHA", SCRIPTS["destroy-key"].sha1, 1, self._key(owner))]
-        if self.config.must_append and not self.config.is_cluster:
-            # A key that came back with an older file would bring the user back.
-            commands.append(("WAITAOF", 1, 0, int(self.config.answer_timeout_s * 500)))
-        name, *waited = self._server.call(lambda _: self._server.send(commands))
-        if waited and int(waited[0][0]) < 1:
-            raise Unavailable("the key vault", "the destruction of a key is not on its disk yet")
+        # A key that came back with an older file would bring the user back.
+        name = self._server.run_durably("destroy-key", [self._key(owner)], [])
         return str(name.decode())
 
     def _key(self, owner: UserKey) -> str:

@@ -106,6 +106,20 @@ class RedisServer:
         answers: list[Any] = pipeline.execute(raise_on_error=False)
         return answers
 
+    def run_durably(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
+        """Runs a script and waits until its effect is on the server's disk: a restart must not undo it.
+
+        Of a cluster, or where no append-only file is demanded, nobody waits.
+        Raises: Unavailable also when the server has not told so in time: call again.
+        """
+        commands: list[tuple[Any, ...]] = [("EVALSHA", SCRIPTS[script].sha1, len(keys), *keys, *arguments)]
+        if self.config.must_append and not self.config.is_cluster:
+            commands.append(("WAITAOF", 1, 0, int(self.config.answer_timeout_s * 500)))
+        answer, *waited = self.call(lambda _: self.send(commands))
+        if waited and int(waited[0][0]) < 1:
+            raise Unavailable("the store", "what was erased is not off its disk yet")
+        return answer
+
     def check(self) -> None:
         """Asks every server whether it may hold a store.
 

@@ -88,6 +88,10 @@ class RedisSnapshotStore:
 
         Each step may be the last one before a crash. A cut connection can hide whether the third was done, so both are
         sent again, for as long as the configuration's retry budget: the script knows the commit it did last.
+
+        How durable it is when it returns is for the server's `appendfsync` to say: with `always` nothing is lost, with
+        `everysec` a killed server may go back by a second or two, to a whole commit with its position. The owner of
+        the partition is then told of a conflict, and must begin anew from what the store holds.
         """
         # 1.
         self._check(commit)
@@ -199,7 +203,7 @@ class RedisSnapshotStore:
         kinds = ("part", "users", "cores", "parked", "payloads")
         keys = [self._key(lease.partition, kind) for kind in kinds]
         keys += [self._parked_key(lease.partition, owner), self._snapshot_key(lease.partition, owner)]
-        answer = self._server.run("erase", keys, [lease.epoch, str(owner)])
+        answer = self._server.run_durably("erase", keys, [lease.epoch, str(owner)])
         self._refuse(lease, answer)
         return bool(answer[1])
 
