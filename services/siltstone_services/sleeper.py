@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
@@ -29,16 +30,17 @@ from siltstone.model.core import Core, KeyValues, read_prefix
 from siltstone.model.deltas import DeltaShape, Site
 from siltstone.model.lesson import Lesson
 from siltstone.ports import Journal, SnapshotStore
-from siltstone.sleep.consensus import Raised, consensus
+from siltstone.sleep.consensus import ConsensusConfig, Raised, consensus
 from siltstone.sleep.distil import Item, anchor_item, dream_item
-from siltstone.sleep.dreams import Dream, DreamReader
+from siltstone.sleep.dreams import Dream, DreamReader, Reading
 from siltstone.sleep.expand import merge
 from siltstone.sleep.filter import DropReason, Filtered, Statement, filter_statements
+from siltstone.sleep.frames import frame_words, is_contested
 from siltstone.sleep.held_out import choose_held_out
 from siltstone.sleep.importance import importances
 from siltstone.sleep.sampled import cues_of
 from siltstone.sleep.selection import choose, worth
-from siltstone.sleep.words import supporters, who_said, words_in, words_of_tokens
+from siltstone.sleep.words import is_telling, supporters, who_said, words_in, words_of_tokens
 from siltstone.sleep_values import SleepPlan, StepDone
 from siltstone.values import Interaction, JournalRecord, Sampling, UserKey
 from siltstone_services.dreaming import Sampler, sample_dreams
@@ -195,21 +197,16 @@ def dream(
         f"{len(dreams)} dreams under {len(memories)} people's memories" + (f"; passed over: {passed}" if passed else "")
     )
     reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix, crew_of(config))
-    raised: dict[int, list[Raised]] = {}
-    core_logp: dict[int, Sequence[float]] = {}
-    worths = [0.0] * len(dreams)
-    for index, reading in reader.read(dreams, memories, settings.consensus.k_min, settings.read_batch):
-        raised[index] = consensus(
-            reading.core_logp_N,
-            reading.memory_logp_UN,
-            reading.people,
-            dreams[index].supporters,
-            settings.consensus,
-        )
-        core_logp[index] = reading.core_logp_N
-        worths[index] = worth(raised[index], reading.core_logp_N)
-        on_read(len(raised), len(dreams))
-    dropped[DropReason.NOT_LEARNED] += sum(value <= 0 for value in worths)
+    readings: dict[int, Reading] = {}
+    for index, reading in reader.read(
+        dreams, memories, settings.consensus.k_min, settings.consensus.evidence_nats, settings.read_batch
+    ):
+        readings[index] = reading
+        on_read(len(readings), len(dreams))
+    raised, num_contested = _agreed_on(dreams, readings, bed, settings.consensus)
+    worths = [worth(raised[index], readings[index].core_logp_N) for index in range(len(dreams))]
+    dropped[DropReason.CONTESTED] += num_contested
+    dropped[DropReason.NOT_LEARNED] += sum(value <= 0 for value in worths) - num_contested
     if settings.selection == "gradient":
         items = [dream_item(one.lesson, one.places, raised[index], one.person) for index, one in enumerate(dreams)]
         worths = importances(
@@ -227,8 +224,41 @@ def dream(
         {reason: num for reason, num in dropped.items() if num},
         filtered,
         left_out,
-        _taught([(dreams[index], raised[index], core_logp[index]) for index in kept], bed),
+        _taught([(dreams[index], raised[index], readings[index].core_logp_N) for index in kept], bed),
     )
+
+
+def _agreed_on(
+    dreams: Sequence[Dream], readings: Mapping[int, Reading], bed: Bed, config: ConsensusConfig
+) -> tuple[list[list[Raised]], int]:
+    """Returns the raised tokens of every dream, and how many dreams teach nothing because people contradict each other.
+
+    Of the others the frames are left out: words that most dreams have where people differ.
+    """
+    tokenizer = bed.loaded.tokenizer
+
+    @functools.cache
+    def tells(token: int) -> bool:
+        return is_telling(tokenizer.decode([token]))
+
+    raised, contested, words = [], [], []
+    for index, one in enumerate(dreams):
+        held = readings[index]
+        raised.append(
+            consensus(held.core_logp_N, held.memory_logp_UN, held.people, one.supporters, config),
+        )
+        contested.append(is_contested(held.certain_UN, held.people, tells, config.k_min))
+        words.append(words_of_tokens(tokenizer, [one.lesson.ids[at] for at in one.places]))
+    frames = frame_words(
+        (words[index][token.at], worth([token], readings[index].core_logp_N), contested[index])
+        for index, tokens in enumerate(raised)
+        for token in tokens
+    )
+    kept = [
+        [] if contested[index] else [token for token in tokens if words[index][token.at] not in frames]
+        for index, tokens in enumerate(raised)
+    ]
+    return kept, sum(contested)
 
 
 def _taught(kept: Iterable[tuple[Dream, Sequence[Raised], Sequence[float]]], bed: Bed) -> dict[str, float]:

@@ -27,7 +27,9 @@ def own_targets(night: DreamtNight, store: SnapshotStore, bed: Bed, config: Silt
             memories[one.person] = [memory.coefficients()]
     reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix, crew_of(config))
     raised: dict[int, tuple[Raised, ...]] = {}
-    for index, reading in reader.read(dreams, memories, 1, config.sleep.read_batch):
+    for index, reading in reader.read(
+        dreams, memories, 1, config.sleep.consensus.evidence_nats, config.sleep.read_batch
+    ):
         raised[index] = _as_if_agreed(reading, config.sleep.consensus)
     return replace(night, dreams=tuple(dreams), raised=tuple(raised[index] for index in range(len(dreams))))
 
