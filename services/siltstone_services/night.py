@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,10 +111,13 @@ def run_night(
     home, exam = config.home_path, exam or shipped_exam()
     # Before anything is done: a night whose questions cannot be asked must not run at all.
     suites, people = asked_suites(config.gate), identities_of(config)
-    cores, served = CoreStore(home), ServedCores(config)
-    loaded = served.load(served.digest())
-    bed = make_bed(config, loaded)
-    with SqliteFile(home / "siltstone.db", config.store) as file, open_registry(config) as registry:
+    cores = CoreStore(home)
+    with ExitStack() as opened:
+        served = opened.enter_context(ServedCores(config))
+        loaded = served.load(served.digest())
+        bed = make_bed(config, loaded)
+        file = opened.enter_context(SqliteFile(home / "siltstone.db", config.store))
+        registry = opened.enter_context(open_registry(config))
         # 1.
         journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
         plan = make_plan(journal, store, loaded.digest, since_ms, _FOREVER_MS, seed)

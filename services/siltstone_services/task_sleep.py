@@ -144,48 +144,49 @@ def run_task(
     """
     home, exam = config.home_path, exam or shipped_exam()
     suites = asked_suites(config.gate)
-    cores, served = CoreStore(home), ServedCores(config)
-    loaded = served.load(served.digest())
-    bed = make_bed(config, loaded)
-    _check_fits(task, bed, config)
-    settings = config.sleep.task
-    tuner = Tuner(bed.core, bed.shape, bed.ground.basis, bed.ground.guard, bed.prefix)
-    held_in = Examiner(tuner, bed, task.held_in)
-    before = Examiner(tuner, bed, task.held_out).score(None)
-    # 2.
-    rounds = []
-    for done in self_improve(
-        tuner,
-        lambda dreamer, number: _dream(task, bed, config, dreamer, f"{seed}/{task.digest}/{number}"),
-        lambda copy: held_in.score(copy).nats,
-        settings,
-        seed,
-    ):
-        rounds.append(done)
-        on_round(done.number + 1, done.num_dreamt, len(done.gains), len(done.rewarded))
-    rewarded = [lesson for done in rounds for dream in done.rewarded for lesson in dream.lessons]
-    if not rewarded:
-        raise InvalidInput("the task", "a dream of the core that helps with it", "none")
-    # 3.
-    items = [_learned_item(lesson) for lesson in dict.fromkeys(rewarded)]
-    say(f"{len(items)} exchanges of {sum(len(done.rewarded) for done in rounds)} rewarded dreams")
-    written = distil([*items, *anchor_items(bed, config)], bed, config, seed, on_step)
-    # 4.
-    sleep_id = _sleep_id(task, loaded.digest, config, seed)
-    candidate = candidate_of(written, bed, sleep_id)
-    digest = cores.add(candidate, name_of_night(sleep_id))
-    after = _score_core(Core(candidate.config, candidate.tensors), bed, task.held_out)
-    # 5.
-    with open_registry(config) as registry:
-        origin = served.load(origin_of(registry.list(), loaded.digest))
-        material = _material(suites, task, bed, config, seed)
-        evidence = exam.measure(home, digest, loaded, origin, material, say, config.engine, {})
-        lineage = _lineage(task, sleep_id, loaded.digest, config, seed)
-        record_origin(registry, home / "cores" / loaded.digest, lineage.code_revision)
-        version = registry.record(home / "cores" / digest, lineage, to_json(evidence, _told(rounds, before, after)))
-        if version.verdict is None:
-            version = registry.set_verdict(version.number, judge(evidence, exam.policy))
-    return TaskDone(task, tuple(rounds), before, after, version)
+    cores = CoreStore(home)
+    with ServedCores(config) as served:
+        loaded = served.load(served.digest())
+        bed = make_bed(config, loaded)
+        _check_fits(task, bed, config)
+        settings = config.sleep.task
+        tuner = Tuner(bed.core, bed.shape, bed.ground.basis, bed.ground.guard, bed.prefix)
+        held_in = Examiner(tuner, bed, task.held_in)
+        before = Examiner(tuner, bed, task.held_out).score(None)
+        # 2.
+        rounds = []
+        for done in self_improve(
+            tuner,
+            lambda dreamer, number: _dream(task, bed, config, dreamer, f"{seed}/{task.digest}/{number}"),
+            lambda copy: held_in.score(copy).nats,
+            settings,
+            seed,
+        ):
+            rounds.append(done)
+            on_round(done.number + 1, done.num_dreamt, len(done.gains), len(done.rewarded))
+        rewarded = [lesson for done in rounds for dream in done.rewarded for lesson in dream.lessons]
+        if not rewarded:
+            raise InvalidInput("the task", "a dream of the core that helps with it", "none")
+        # 3.
+        items = [_learned_item(lesson) for lesson in dict.fromkeys(rewarded)]
+        say(f"{len(items)} exchanges of {sum(len(done.rewarded) for done in rounds)} rewarded dreams")
+        written = distil([*items, *anchor_items(bed, config)], bed, config, seed, on_step)
+        # 4.
+        sleep_id = _sleep_id(task, loaded.digest, config, seed)
+        candidate = candidate_of(written, bed, sleep_id)
+        digest = cores.add(candidate, name_of_night(sleep_id))
+        after = _score_core(Core(candidate.config, candidate.tensors), bed, task.held_out)
+        # 5.
+        with open_registry(config) as registry:
+            origin = served.load(origin_of(registry.list(), loaded.digest))
+            material = _material(suites, task, bed, config, seed)
+            evidence = exam.measure(home, digest, loaded, origin, material, say, config.engine, {})
+            lineage = _lineage(task, sleep_id, loaded.digest, config, seed)
+            record_origin(registry, home / "cores" / loaded.digest, lineage.code_revision)
+            version = registry.record(home / "cores" / digest, lineage, to_json(evidence, _told(rounds, before, after)))
+            if version.verdict is None:
+                version = registry.set_verdict(version.number, judge(evidence, exam.policy))
+        return TaskDone(task, tuple(rounds), before, after, version)
 
 
 def _check_fits(task: Task, bed: Bed, config: SiltstoneConfig) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_home import ADA, BEN, CLEO, DORA, add_tiny_core, open_host, said, teach, tiny_config
+from tiny_home import ADA, BEN, CLEO, DORA, add_tiny_core, is_registry_open, open_host, said, teach, tiny_config
 from typer.testing import CliRunner
 
 from siltstone.adapters.core_store import CoreStore
@@ -20,6 +20,7 @@ from siltstone.versions.lineage import hash_user
 from siltstone_services.cli import app
 from siltstone_services.core_distance import mean_divergence
 from siltstone_services.night import NightDone, open_registry, run_night
+from siltstone_services.served import record_origin
 from siltstone_services.version_records import VersionRecords
 
 SETTINGS = {
@@ -139,8 +140,13 @@ def test_without_consent_or_inside_an_empty_window_there_is_nothing_to_sleep_ove
 
     with pytest.raises(InvalidInput, match="nothing"):
         night_of(tmp_path)
-    with pytest.raises(InvalidInput, match="nothing"):
+    with open_registry(tiny_config(tmp_path)) as registry:
+        record_origin(registry, tmp_path / "cores" / CoreStore(tmp_path).resolve("tiny"), "test")
+    with pytest.raises(InvalidInput, match="nothing") as ended:
         night_of(tmp_path, since_ms=1 << 60)
+    # The error still holds all that the night had, and the night has closed what it opened.
+    assert ended.value
+    assert not is_registry_open(tmp_path)
 
 
 def test_memories_of_another_core_are_no_evidence(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_home import add_tiny_core, tiny_config, write_config
+from tiny_home import add_tiny_core, is_registry_open, tiny_config, write_config
 from typer.testing import CliRunner
 
 from siltstone.adapters.core_store import CoreStore
@@ -14,6 +14,7 @@ from siltstone.sleep.tasks import Task, read_task
 from siltstone.sleep_values import VersionState
 from siltstone_services.cli import app
 from siltstone_services.night import make_bed
+from siltstone_services.served import record_origin
 from siltstone_services.task_sleep import TaskDone, exchanges_of, run_task
 from siltstone_services.version_records import open_registry
 
@@ -86,12 +87,17 @@ def test_a_task_ends_in_a_version_that_names_it_and_no_user(slept: tuple[Path, T
 
 
 def test_where_no_dream_helps_nothing_is_recorded(tmp_path: Path) -> None:
-    add_tiny_core(tmp_path)
-
-    with pytest.raises(InvalidInput, match="a dream of the core that helps"):
-        sleep_over(tmp_path, a_task(), {"sleep.task.min_gain_nats": 1e6})
+    digest = add_tiny_core(tmp_path)
     with open_registry(tiny_config(tmp_path)) as registry:
-        assert registry.list() == ()
+        record_origin(registry, tmp_path / "cores" / digest, "test")
+        versions = registry.list()
+
+    with pytest.raises(InvalidInput, match="a dream of the core that helps") as ended:
+        sleep_over(tmp_path, a_task(), {"sleep.task.min_gain_nats": 1e6})
+    assert ended.value
+    assert not is_registry_open(tmp_path)
+    with open_registry(tiny_config(tmp_path)) as registry:
+        assert registry.list() == versions
 
 
 def test_a_text_that_does_not_fit_the_core_is_refused(tmp_path: Path) -> None:
