@@ -268,3 +268,11 @@ class VersionReport:
     card: VersionCard
     verdict: Verdict | None
     measurements: tuple[MeasurementSummary, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionComparison:
+    """Two versions side by side. `origins` holds what differs in where they come from: (what, of one, of the other)."""
+
+    reports: tuple[VersionReport, VersionReport]
+    origins: tuple[tuple[str, str, str], ...]

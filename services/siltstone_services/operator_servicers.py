@@ -15,7 +15,7 @@ from siltstone.proto.v1.sleep_service_pb2_grpc import SleepServiceServicer
 from siltstone.proto.v1.version_service_pb2_grpc import VersionServiceServicer
 from siltstone.sleep_values import Night
 from siltstone.wire.nights import night_to_proto
-from siltstone.wire.versions import champion_to_proto, report_to_proto, version_to_proto
+from siltstone.wire.versions import champion_to_proto, comparison_to_proto, report_to_proto, version_to_proto
 from siltstone_services.night_desk import NightDesk
 from siltstone_services.version_desk import VersionDesk
 
@@ -83,6 +83,12 @@ class VersionServicer(VersionServiceServicer):
     ) -> version_pb.ExplainVerdictResponse:
         """See the interface."""
         return version_pb.ExplainVerdictResponse(lines=await self._desk.explain(request.number))
+
+    async def CompareVersions(  # noqa: N802
+        self, request: version_pb.CompareVersionsRequest, context: Any
+    ) -> version_pb.CompareVersionsResponse:
+        """See the interface."""
+        return comparison_to_proto(await self._desk.compare(request.number, request.other))
 
     async def GetChampion(self, request: version_pb.GetChampionRequest, context: Any) -> version_pb.GetChampionResponse:  # noqa: N802
         """See the interface."""

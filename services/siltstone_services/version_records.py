@@ -20,7 +20,15 @@ from siltstone.errors import Corrupt, InvalidInput, NotFound, Unavailable
 from siltstone.gate.policy import load_policy
 from siltstone.gate.verdict import explain
 from siltstone.ports import VersionRegistry
-from siltstone.sleep_values import Champion, CoreVersion, Lineage, MeasurementSummary, VersionCard, VersionReport
+from siltstone.sleep_values import (
+    Champion,
+    CoreVersion,
+    Lineage,
+    MeasurementSummary,
+    VersionCard,
+    VersionComparison,
+    VersionReport,
+)
 
 PAGE_SIZE: Final = 100
 MAX_PAGE_SIZE: Final = 1000
@@ -33,14 +41,6 @@ class VersionPage:
     versions: tuple[VersionCard, ...]
     next_page_token: str
     champion: Champion | None
-
-
-@dataclass(frozen=True, slots=True)
-class VersionComparison:
-    """Two versions side by side. `origins` holds what differs in where they come from: (what, of one, of the other)."""
-
-    reports: tuple[VersionReport, VersionReport]
-    origins: tuple[tuple[str, str, str], ...]
 
 
 @contextmanager
