@@ -84,8 +84,8 @@ def make_bed(config: SiltstoneConfig, loaded: LoadedCore) -> Bed:
     return Bed(loaded, core, shape, lessons, prepare_ground(loaded, core, shape, lessons, config))
 
 
-def _nobody_watches(stage: NightStage, step: int, num_steps: int) -> None:
-    pass
+def nobody_watches(stage: NightStage, step: int, num_steps: int) -> None:
+    """Takes no notice of where a night is."""
 
 
 def run_night(
@@ -94,7 +94,7 @@ def run_night(
     since_ms: int,
     say: Say,
     on_step: Callable[[StepDone], None],
-    at: At = _nobody_watches,
+    at: At = nobody_watches,
     exam: Exam | None = None,
     before: NightDone | None = None,
 ) -> NightDone:

@@ -30,6 +30,11 @@ class SleepServicer(SleepServiceServicer):
         """The night goes on when this server stops."""
         return sleep_pb.RunNightResponse(night=night_to_proto(await self._desk.run(request.seed, request.since_ms)))
 
+    async def RunTask(self, request: sleep_pb.RunTaskRequest, context: Any) -> sleep_pb.RunTaskResponse:  # noqa: N802
+        """As `RunNight`."""
+        night = await self._desk.run_task(request.content, request.seed)
+        return sleep_pb.RunTaskResponse(night=night_to_proto(night))
+
     async def GetNight(self, request: sleep_pb.GetNightRequest, context: Any) -> sleep_pb.GetNightResponse:  # noqa: N802
         """See the interface."""
         return sleep_pb.GetNightResponse(night=night_to_proto(await self._desk.get(request.number)))
