@@ -15,7 +15,7 @@ from typing import Final
 
 from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.adapters.reading_store import ReadingStore
-from siltstone.crew import Crew
+from siltstone.crew import Crew, Look, go_on
 from siltstone.evaluation.office_material import load_office
 from siltstone.gate.anchors import Passage
 from siltstone.gate.measure import (
@@ -53,7 +53,7 @@ _HOW_IT_IS_READ: Final = 1
 """Raised by who changes what a reading of a suite means, so that none from before is taken for one."""
 
 Say = Callable[[str], None]
-Measure = Callable[[Path, str, LoadedCore, LoadedCore, Material, Say, EngineConfig, Mapping[str, str]], Evidence]
+Measure = Callable[[Path, str, LoadedCore, LoadedCore, Material, Say, EngineConfig, Mapping[str, str], Look], Evidence]
 """Measures a stored candidate against the core that serves and the first one."""
 
 
@@ -150,14 +150,15 @@ def gather_evidence(
     say: Say,
     engine: EngineConfig,
     notes: Mapping[str, str] = MappingProxyType({}),
+    look: Look = go_on,
 ) -> Evidence:
     """Measures a stored candidate against the core that serves and the first one, once.
 
     They are read in the numbers in which they serve. What a core has said to a suite is kept in the home, and not
-    asked again: most nights only the candidate is new.
+    asked again: most nights only the candidate is new. What `look` raises ends it between two readings.
     Raises: Corrupt and NotFound for a core; InvalidInput when they cannot be compared; Unavailable.
     """
-    crew = Crew(engine.num_threads or os.cpu_count() or 1)
+    crew = Crew(engine.num_threads or os.cpu_count() or 1, look)
     dtype = dtype_for(engine.dtype, "cpu")
     loaded = CoreStore(home).load(candidate)
     cores = {one.digest: Core(one.config, one.tensors, "cpu", dtype) for one in (loaded, champion, origin)}

@@ -29,6 +29,7 @@ from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.config import SiltstoneConfig
+from siltstone.crew import Look, go_on
 from siltstone.evaluation.external_probes import asked_suites
 from siltstone.faults import fault_point
 from siltstone.gate.measure import Material
@@ -74,14 +75,14 @@ class NightDone:
     version: CoreVersion
 
 
-def make_bed(config: SiltstoneConfig, loaded: LoadedCore) -> Bed:
+def make_bed(config: SiltstoneConfig, loaded: LoadedCore, look: Look = go_on) -> Bed:
     """Returns the core that serves, as its users learn on it."""
     core = Core(
         loaded.config, loaded.tensors, config.engine.device, dtype_for(config.engine.dtype, config.engine.device)
     )
     lessons = lesson_plan(loaded.tokenizer, core, config.lessons)
     shape = config.memory.shape_for(core.config)
-    return Bed(loaded, core, shape, lessons, prepare_ground(loaded, core, shape, lessons, config))
+    return Bed(loaded, core, shape, lessons, prepare_ground(loaded, core, shape, lessons, config), look)
 
 
 def nobody_watches(stage: NightStage, step: int, num_steps: int) -> None:
@@ -95,13 +96,15 @@ def run_night(
     say: Say,
     on_step: Callable[[StepDone], None],
     at: At = nobody_watches,
+    look: Look = go_on,
     exam: Exam | None = None,
     before: NightDone | None = None,
 ) -> NightDone:
     """Runs a night over a home folder. A server may use it meanwhile: the night reads what was committed.
 
     A night `before` over the same plan lends its dreams, so that another way of learning them can be tried.
-    What `say`, `on_step` or `at` raises ends the night there; up to and with `at(RECORD, ...)` nothing is recorded.
+    What `say`, `on_step` or `at` raises ends the night there; up to and with `at(RECORD, ...)` nothing is recorded. So
+    does what `look` raises, which is called between two readings of the core, on any thread, and never after that.
 
     Raises: InvalidInput when there is nothing to sleep over; ConfigInvalid and NotFound for a probe file; ConfigInvalid
     when the identities cannot be read; NotFound without a core; Corrupt; Unavailable. Nothing serves that did not
@@ -115,7 +118,7 @@ def run_night(
     with ExitStack() as opened:
         served = opened.enter_context(ServedCores(config))
         loaded = served.load(served.digest())
-        bed = make_bed(config, loaded)
+        bed = make_bed(config, loaded, look)
         file = opened.enter_context(SqliteFile(home / "siltstone.db", config.store))
         registry = opened.enter_context(open_registry(config))
         # 1.
@@ -153,7 +156,8 @@ def run_night(
         at(NightStage.MEASURE, 0, 0)
         origin = served.load(origin_of(registry.list(), loaded.digest))
         material = _material(suites, night, bed, config, seed)
-        evidence = exam.measure(home, digest, loaded, origin, material, say, config.engine, _notes(night, config))
+        notes = _notes(night, config)
+        evidence = exam.measure(home, digest, loaded, origin, material, say, config.engine, notes, look)
         fault_point("night.measured")
         # 6.
         at(NightStage.RECORD, 0, 0)

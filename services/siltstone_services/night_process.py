@@ -51,9 +51,9 @@ def run_held(
     try:
         # `at` is told of the steps too.
         if task is None:
-            version = run_night(config, seed, since_ms, say, lambda _: None, at).version
+            version = run_night(config, seed, since_ms, say, lambda _: None, at, held.look).version
         else:
-            version = run_task(config, task, seed, say, lambda _: None, at).version
+            version = run_task(config, task, seed, say, lambda _: None, at, held.look).version
     except (NightCancelled, KeyboardInterrupt):
         held.end(NightStage.CANCELLED)
         raise

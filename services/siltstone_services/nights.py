@@ -236,6 +236,13 @@ class HeldNight:
         self._end_if_asked()
         self._tell(replace(self.night, said=text), is_worth_writing=True)
 
+    def look(self) -> None:
+        """Looks whether the night is to end. Any thread may.
+
+        Raises: NightCancelled when it is.
+        """
+        self._end_if_asked()
+
     def end(self, stage: NightStage, *, version: int = 0, verdict: str = "", error: str = "") -> None:
         """Says how the night ended.
 

@@ -27,6 +27,7 @@ from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.config import SiltstoneConfig
+from siltstone.crew import Look, go_on
 from siltstone.errors import InvalidInput
 from siltstone.evaluation.external_probes import asked_suites
 from siltstone.gate.measure import HeldOutQuestion, Material
@@ -136,12 +137,13 @@ def run_task(
     say: Say,
     on_step: Callable[[StepDone], None],
     at: At = nobody_watches,
+    look: Look = go_on,
     exam: Exam | None = None,
 ) -> TaskDone:
     """Runs a sleep over a task in a home folder. A server may use it meanwhile. The caller holds the home's nights.
 
-    What `say`, `on_step` or `at` raises ends it there; up to and with `at(RECORD, ...)` nothing is recorded. The steps
-    of the dreaming are the dreams that were tried.
+    What `say`, `on_step` or `at` raises ends it there; up to and with `at(RECORD, ...)` nothing is recorded. So does
+    what `look` raises; see `run_night`. The steps of the dreaming are the dreams that were tried.
     Raises: InvalidInput when the task does not fit the core, or no dream of it was rewarded; ConfigInvalid and NotFound
     for a probe file; Corrupt; Unavailable. Nothing was recorded then.
     """
@@ -153,7 +155,7 @@ def run_task(
         # 1.
         served = opened.enter_context(ServedCores(config))
         loaded = served.load(served.digest())
-        bed = make_bed(config, loaded)
+        bed = make_bed(config, loaded, look)
         _check_fits(task, bed, config)
         store = SqliteSnapshotStore(opened.enter_context(SqliteFile(home / "siltstone.db", config.store)))
         registry = opened.enter_context(open_registry(config))
@@ -186,7 +188,7 @@ def run_task(
         after = _score_core(Core(candidate.config, candidate.tensors), bed, task.held_out)
         origin = served.load(origin_of(registry.list(), loaded.digest))
         material = _material(suites, task, bed, config, seed)
-        evidence = exam.measure(home, digest, loaded, origin, material, say, config.engine, {})
+        evidence = exam.measure(home, digest, loaded, origin, material, say, config.engine, {}, look)
         at(NightStage.RECORD, 0, 0)
         lineage = _lineage(task, sleep_id, loaded.digest, config, seed)
         record_origin(registry, home / "cores" / loaded.digest, lineage.code_revision)

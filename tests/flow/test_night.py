@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tiny_home import ADA, BEN, CLEO, DORA, add_tiny_core, is_registry_open, open_host, said, teach, tiny_config
+from tiny_night import state_of
 from typer.testing import CliRunner
 
 from siltstone.adapters.core_store import CoreStore
@@ -20,6 +21,7 @@ from siltstone.versions.lineage import hash_user
 from siltstone_services.cli import app
 from siltstone_services.core_distance import mean_divergence
 from siltstone_services.night import NightDone, open_registry, run_night
+from siltstone_services.nights import NightCancelled
 from siltstone_services.served import record_origin
 from siltstone_services.version_records import VersionRecords
 
@@ -175,6 +177,29 @@ def test_what_a_core_has_said_is_not_asked_again_and_damage_changes_nothing(
     assert rewritten == files[:1]
     # What a core said that neither serves nor was proposed this night is not kept.
     assert {entry.name for entry in (home / "readings").iterdir()} == {again.version.digest, done.plan.core}
+
+
+@pytest.mark.parametrize(
+    "last_said", ["statements of", "asking the cores, 1 of 2", "reading the anchors", "trying the candidate"]
+)
+def test_a_night_ends_inside_sampling_and_inside_measuring(
+    slept: tuple[Path, NightDone, list[StepDone]], last_said: str
+) -> None:
+    home, _, _ = slept
+    said: list[str] = []
+    before = state_of(home)
+
+    def look() -> None:
+        if said and last_said in said[-1]:
+            raise NightCancelled(1)
+
+    config = tiny_config(home, {**SETTINGS, "sleep.distil.num_steps": 5})
+    with pytest.raises(NightCancelled):
+        run_night(config, 1, 0, said.append, lambda _: None, look=look)
+    # Before it had anything else to say.
+    assert last_said in said[-1]
+    now = state_of(home)
+    assert {**now, "cores": before["cores"]} == before
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,6 +190,35 @@ async def test_a_task_runs_beside_the_server_as_a_night_does_and_is_cancelled(se
         ended = await seen(client, night.number, is_over)
         assert (ended.stage, ended.version, ended.error) == (NightStage.CANCELLED, 0, "")
         assert await client.versions.list() == ((), None)
+
+
+def test_a_night_that_would_sample_forever_is_cancelled(
+    tmp_path: Path, served: Path, settings: dict[str, object]
+) -> None:
+    forever = {"sleep.sampling.num_per_user": 100_000, "sleep.sampling.max_s": 1e9, "engine.num_threads": 2}
+    home = make_home(tmp_path, {**settings, **forever})
+    with SqliteFile(served / "siltstone.db", tiny_config(home).store) as file:
+        file.backup_to(home / "siltstone.db")
+    nights = Nights(home, SystemClock(), 9)
+
+    def wait_until(is_there: Callable[[Night], bool]) -> Night:
+        until_s = time.monotonic() + 60
+        while not is_there(night := nights.get(1)):
+            assert not night.is_over, night.error
+            assert time.monotonic() < until_s, night
+            time.sleep(0.02)
+        return night
+
+    assert speak(home, "sleep", "run", "--no-wait").exit_code == 0
+    pid = wait_until(lambda night: "statements of" in night.said).pid
+    try:
+        assert speak(home, "sleep", "cancel").exit_code == 0
+        ended = wait_until(is_over)
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        raise
+    assert (ended.stage, ended.error) == (NightStage.CANCELLED, "")
 
 
 async def test_a_file_that_tells_no_task_begins_no_night(served: Path) -> None:

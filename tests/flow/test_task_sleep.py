@@ -118,7 +118,7 @@ def test_a_task_that_was_cancelled_at_any_stage_leaves_nothing_and_can_be_run_ag
             if stage is last and (step or not num_steps):
                 raise NightCancelled(1)
 
-        return run_task(config, a_task(), 1, lambda _: None, lambda _: None, at, exam())
+        return run_task(config, a_task(), 1, lambda _: None, lambda _: None, at, exam=exam())
 
     begun = [NightStage.PLAN, NightStage.DREAM, NightStage.DISTIL, NightStage.MEASURE, NightStage.RECORD]
     for place, stage in enumerate(begun):
