@@ -15,6 +15,7 @@ from typing import Final
 
 from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.adapters.reading_store import ReadingStore
+from siltstone.config import SiltstoneConfig
 from siltstone.crew import Crew, Look, go_on
 from siltstone.evaluation.office_material import load_office
 from siltstone.gate.anchors import Passage
@@ -29,7 +30,7 @@ from siltstone.gate.measure import (
     read_core,
     speed_measurement,
 )
-from siltstone.gate.policy import Policy, load_policy
+from siltstone.gate.policy import Policy
 from siltstone.gate.probe_suites import ProbeSuite
 from siltstone.inference.engine import EngineConfig
 from siltstone.memory.restate import cue, second_person
@@ -38,6 +39,7 @@ from siltstone.ports import Tokenizer
 from siltstone.sleep.filter import Statement
 from siltstone.sleep.words import COMMON_WORDS, who_said, words_in
 from siltstone.sleep_values import Evidence, Measurement
+from siltstone_services.policies import policy_of
 from siltstone_services.precision import dtype_for
 from siltstone_services.trial import try_core
 
@@ -184,9 +186,12 @@ def gather_evidence(
     return Evidence(loaded.digest, champion.digest, origin.digest, (*measured, *tried), notes)
 
 
-def shipped_exam() -> Exam:
-    """Returns the exam that comes with the package."""
-    return Exam(gather_evidence, load_policy())
+def exam_of(config: SiltstoneConfig, suites: Sequence[ProbeSuite]) -> Exam:
+    """Returns the exam that the configuration says, in which the suites are asked.
+
+    Raises: ConfigInvalid for a policy that is not whole.
+    """
+    return Exam(gather_evidence, policy_of(config, [suite.name for suite in suites]))
 
 
 def _reading(

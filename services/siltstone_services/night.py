@@ -42,7 +42,7 @@ from siltstone.sleep_values import CoreVersion, Lineage, NightStage, SleepPlan, 
 from siltstone.versions.keeping import origin_of
 from siltstone.versions.lineage import contributors
 from siltstone_services.evidence_json import to_json
-from siltstone_services.judging import Exam, material_of, shipped_exam
+from siltstone_services.judging import Exam, exam_of, material_of
 from siltstone_services.keeping import Keeper, name_of_night
 from siltstone_services.learning import lesson_plan, prepare_ground
 from siltstone_services.precision import dtype_for
@@ -107,13 +107,14 @@ def run_night(
     does what `look` raises, which is called between two readings of the core, on any thread, and never after that.
 
     Raises: InvalidInput when there is nothing to sleep over; ConfigInvalid and NotFound for a probe file; ConfigInvalid
-    when the identities cannot be read; NotFound without a core; Corrupt; Unavailable. Nothing serves that did not
-    before, and the night can be run again.
+    when the policy or the identities cannot be used; NotFound without a core; Corrupt; Unavailable. Nothing serves that
+    did not before, and the night can be run again.
     """
     at(NightStage.PLAN, 0, 0)
-    home, exam = config.home_path, exam or shipped_exam()
-    # Before anything is done: a night whose questions cannot be asked must not run at all.
+    home = config.home_path
+    # Before anything is done: a night whose questions cannot be asked or judged must not run at all.
     suites, people = asked_suites(config.gate), identities_of(config)
+    exam = exam or exam_of(config, suites)
     cores = CoreStore(home)
     with ExitStack() as opened:
         served = opened.enter_context(ServedCores(config))
@@ -216,6 +217,7 @@ def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, peopl
     told = {
         "sleep": repr(config.sleep),
         "identities": people.digest,
+        "policy": config.gate.policy_sha256,
         "memory": hashlib.sha256(repr(config.memory).encode()).hexdigest(),
         "torch": torch.__version__,
     }

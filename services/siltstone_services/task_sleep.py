@@ -46,7 +46,7 @@ from siltstone.sleep_values import CoreVersion, Lineage, NightStage, StepDone
 from siltstone.values import Message, Role, Sampling
 from siltstone.versions.keeping import origin_of
 from siltstone_services.evidence_json import to_json
-from siltstone_services.judging import Exam, material_of, shipped_exam
+from siltstone_services.judging import Exam, exam_of, material_of
 from siltstone_services.keeping import Keeper, name_of_night
 from siltstone_services.night import At, identities_of, make_bed, nobody_watches
 from siltstone_services.served import ServedCores, record_origin
@@ -145,12 +145,12 @@ def run_task(
     What `say`, `on_step` or `at` raises ends it there; up to and with `at(RECORD, ...)` nothing is recorded. So does
     what `look` raises; see `run_night`. The steps of the dreaming are the dreams that were tried.
     Raises: InvalidInput when the task does not fit the core, or no dream of it was rewarded; ConfigInvalid and NotFound
-    for a probe file; Corrupt; Unavailable. Nothing was recorded then.
+    for a probe file; ConfigInvalid for the policy; Corrupt; Unavailable. Nothing was recorded then.
     """
     at(NightStage.PLAN, 0, 0)
-    home, exam = config.home_path, exam or shipped_exam()
+    home = config.home_path
     suites = asked_suites(config.gate)
-    cores = CoreStore(home)
+    exam, cores = exam or exam_of(config, suites), CoreStore(home)
     with ExitStack() as opened:
         # 1.
         served = opened.enter_context(ServedCores(config))
@@ -326,6 +326,7 @@ def _sleep_id(task: Task, core: str, config: SiltstoneConfig, seed: int) -> str:
 def _lineage(task: Task, sleep_id: str, parent: str, config: SiltstoneConfig, seed: int) -> Lineage:
     told = {
         "task": task.digest,
+        "policy": config.gate.policy_sha256,
         "sleep": repr(config.sleep),
         "memory": hashlib.sha256(repr(config.memory).encode()).hexdigest(),
         "torch": torch.__version__,

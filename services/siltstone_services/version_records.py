@@ -17,7 +17,6 @@ from siltstone.adapters.system_clock import SystemClock
 from siltstone.adapters.version_folders import VersionFolders
 from siltstone.config import SiltstoneConfig
 from siltstone.errors import Corrupt, InvalidInput, NotFound, Unavailable
-from siltstone.gate.policy import load_policy
 from siltstone.gate.verdict import explain
 from siltstone.ports import VersionRegistry
 from siltstone.sleep_values import (
@@ -29,6 +28,7 @@ from siltstone.sleep_values import (
     VersionComparison,
     VersionReport,
 )
+from siltstone_services.policies import policy_named
 
 PAGE_SIZE: Final = 100
 MAX_PAGE_SIZE: Final = 1000
@@ -89,8 +89,8 @@ class VersionRecords:
 
         Raises: NotFound; Corrupt; Unavailable.
         """
-        version = self._show(number)
-        return () if version.verdict is None else tuple(explain(version.verdict, load_policy()))
+        verdict = self._show(number).verdict
+        return () if verdict is None else tuple(explain(verdict, policy_named(self._config, verdict.policy)))
 
     def compare(self, number: int, other: int) -> VersionComparison:
         """Returns two versions side by side.

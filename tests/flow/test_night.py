@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,8 @@ from typer.testing import CliRunner
 from siltstone.adapters.core_store import CoreStore
 from siltstone.adapters.key_file import lineage_key
 from siltstone.errors import ConfigInvalid, InvalidInput, NotFound
-from siltstone.gate.probe_suites import SUITE_NAMES
+from siltstone.gate.policy import MEASURED
+from siltstone.gate.probe_suites import MIN_ITEMS, SUITE_NAMES
 from siltstone.sleep_values import Champion, StepDone, VersionState
 from siltstone.values import Consent, UserKey
 from siltstone.versions.lineage import hash_user
@@ -241,3 +245,49 @@ def test_two_versions_are_told_apart_by_what_was_measured_and_where_they_come_fr
     shown = CliRunner().invoke(app, ["--home", str(home), "versions", "compare", *numbers, "--measure"])
     assert shown.exit_code == 0, shown.output
     assert "mean KL" in shown.output
+
+
+def test_an_external_suite_is_judged_by_a_policy_of_the_operators(
+    slept: tuple[Path, NightDone, list[StepDone]],
+) -> None:
+    home, _, _ = slept
+    probe = {"right": "yes", "wrong": "no"}
+    lines = [{**probe, "id": str(at), "cluster": str(at % 9), "prompt": f"Is {at} it?"} for at in range(MIN_ITEMS)]
+    (home / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    shipped = resources.files("siltstone.gate").joinpath("policy.toml").read_text(encoding="utf-8")
+    own = """
+[[checks]]
+name = "ours are answered far better"
+kind = "superior"
+measurement = "mine"
+margin = 1e6
+confidence = 0.95
+power = 0.8
+min_items = 100
+reason = "Nobody can."
+"""
+    content = shipped.replace('name = "siltstone-1"', 'name = "ours"') + own
+    (home / "ours.toml").write_text(content)
+    settings: dict[str, object] = {
+        "gate.external_folder": str(home),
+        "gate.external_suites": ["mine"],
+        "gate.policy": "ours.toml",
+        "gate.policy_sha256": hashlib.sha256(content.encode()).hexdigest(),
+        "sleep.distil.num_steps": 4,
+        "sleep.random_share": 0.5,
+    }
+
+    done, _ = night_of(home, settings)
+
+    assert done.version.verdict is not None
+    assert done.version.verdict.policy == "ours"
+    (result,) = (one for one in done.version.verdict.results if one.check == "ours are answered far better")
+    assert (result.passed, result.num_items, result.unit) == (False, MIN_ITEMS, "nats/token")
+    assert done.version.lineage.config["policy"] == settings["gate.policy_sha256"]
+    records = VersionRecords(tiny_config(home, settings))
+    explained = "\n".join(records.explain(done.version.number))
+    assert "FAIL  ours are answered far better: mine: " in explained
+    assert "why the limit: Nobody can." in explained
+    # Whatever a policy may name is measured, and nothing else but what is to be reported only.
+    names = [one.name for one in records.get(done.version.number).measurements]
+    assert sorted(names) == sorted([*MEASURED, *SUITE_NAMES, "mine", "similarity_champion"])
