@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.config import SiltstoneConfig
+from siltstone.crew import Look, go_on
 from siltstone.evaluation.external_probes import asked_suites
 from siltstone.faults import fault_point
 from siltstone.gate.measure import Material
@@ -40,7 +42,7 @@ from siltstone.sleep_values import CoreVersion, Lineage, NightStage, SleepPlan, 
 from siltstone.versions.keeping import origin_of
 from siltstone.versions.lineage import contributors
 from siltstone_services.evidence_json import to_json
-from siltstone_services.judging import Exam, material_of, shipped_exam
+from siltstone_services.judging import Exam, exam_of, material_of
 from siltstone_services.keeping import Keeper, name_of_night
 from siltstone_services.learning import lesson_plan, prepare_ground
 from siltstone_services.precision import dtype_for
@@ -73,18 +75,18 @@ class NightDone:
     version: CoreVersion
 
 
-def make_bed(config: SiltstoneConfig, loaded: LoadedCore) -> Bed:
+def make_bed(config: SiltstoneConfig, loaded: LoadedCore, look: Look = go_on) -> Bed:
     """Returns the core that serves, as its users learn on it."""
     core = Core(
         loaded.config, loaded.tensors, config.engine.device, dtype_for(config.engine.dtype, config.engine.device)
     )
     lessons = lesson_plan(loaded.tokenizer, core, config.lessons)
     shape = config.memory.shape_for(core.config)
-    return Bed(loaded, core, shape, lessons, prepare_ground(loaded, core, shape, lessons, config))
+    return Bed(loaded, core, shape, lessons, prepare_ground(loaded, core, shape, lessons, config), look)
 
 
-def _nobody_watches(stage: NightStage, step: int, num_steps: int) -> None:
-    pass
+def nobody_watches(stage: NightStage, step: int, num_steps: int) -> None:
+    """Takes no notice of where a night is."""
 
 
 def run_night(
@@ -93,27 +95,33 @@ def run_night(
     since_ms: int,
     say: Say,
     on_step: Callable[[StepDone], None],
-    at: At = _nobody_watches,
+    at: At = nobody_watches,
+    look: Look = go_on,
     exam: Exam | None = None,
     before: NightDone | None = None,
 ) -> NightDone:
     """Runs a night over a home folder. A server may use it meanwhile: the night reads what was committed.
 
     A night `before` over the same plan lends its dreams, so that another way of learning them can be tried.
-    What `say`, `on_step` or `at` raises ends the night there; up to and with `at(RECORD, ...)` nothing is recorded.
+    What `say`, `on_step` or `at` raises ends the night there; up to and with `at(RECORD, ...)` nothing is recorded. So
+    does what `look` raises, which is called between two readings of the core, on any thread, and never after that.
 
     Raises: InvalidInput when there is nothing to sleep over; ConfigInvalid and NotFound for a probe file; ConfigInvalid
-    when the identities cannot be read; NotFound without a core; Corrupt; Unavailable. Nothing serves that did not
-    before, and the night can be run again.
+    when the policy or the identities cannot be used; NotFound without a core; Corrupt; Unavailable. Nothing serves that
+    did not before, and the night can be run again.
     """
     at(NightStage.PLAN, 0, 0)
-    home, exam = config.home_path, exam or shipped_exam()
-    # Before anything is done: a night whose questions cannot be asked must not run at all.
+    home = config.home_path
+    # Before anything is done: a night whose questions cannot be asked or judged must not run at all.
     suites, people = asked_suites(config.gate), identities_of(config)
-    cores, served = CoreStore(home), ServedCores(config)
-    loaded = served.load(served.digest())
-    bed = make_bed(config, loaded)
-    with SqliteFile(home / "siltstone.db", config.store) as file, open_registry(config) as registry:
+    exam = exam or exam_of(config, suites)
+    cores = CoreStore(home)
+    with ExitStack() as opened:
+        served = opened.enter_context(ServedCores(config))
+        loaded = served.load(served.digest())
+        bed = make_bed(config, loaded, look)
+        file = opened.enter_context(SqliteFile(home / "siltstone.db", config.store))
+        registry = opened.enter_context(open_registry(config))
         # 1.
         journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
         plan = make_plan(journal, store, loaded.digest, since_ms, _FOREVER_MS, seed)
@@ -149,7 +157,8 @@ def run_night(
         at(NightStage.MEASURE, 0, 0)
         origin = served.load(origin_of(registry.list(), loaded.digest))
         material = _material(suites, night, bed, config, seed)
-        evidence = exam.measure(home, digest, loaded, origin, material, say, config.engine, _notes(night, config))
+        notes = _notes(night, config)
+        evidence = exam.measure(home, digest, loaded, origin, material, say, config.engine, notes, look)
         fault_point("night.measured")
         # 6.
         at(NightStage.RECORD, 0, 0)
@@ -208,6 +217,7 @@ def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, peopl
     told = {
         "sleep": repr(config.sleep),
         "identities": people.digest,
+        "policy": config.gate.policy_sha256,
         "memory": hashlib.sha256(repr(config.memory).encode()).hexdigest(),
         "torch": torch.__version__,
     }

@@ -18,7 +18,7 @@ from siltstone.adapters.imported_core import ImportedCore
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.adapters.training_job import TrainingJob
 from siltstone.config import SiltstoneConfig
-from siltstone.crew import Crew
+from siltstone.crew import Crew, Look, go_on
 from siltstone.errors import Corrupt, InvalidInput, SnapshotMismatch
 from siltstone.evaluation.office_material import load_office
 from siltstone.inference.engine import AnswerEngine, EngineConfig
@@ -56,13 +56,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Bed:
-    """What a sleep lies on: the core that serves, and how its users learn on it."""
+    """What a sleep lies on: the core that serves, how its users learn on it, and who looks whether it is to go on."""
 
     loaded: LoadedCore
     core: Core
     shape: DeltaShape
     lessons: LessonPlan
     ground: Ground
+    look: Look = go_on
 
     @property
     def prefix(self) -> KeyValues | None:
@@ -98,15 +99,15 @@ def engine_of(bed: Bed, config: EngineConfig) -> AnswerEngine:
     )
 
 
-def crew_of(config: SiltstoneConfig) -> Crew:
+def crew_of(config: SiltstoneConfig, look: Look = go_on) -> Crew:
     """Returns the threads that compute side by side: of a processor all, of a GPU one."""
     on_processor = config.engine.device == "cpu"
-    return Crew((config.engine.num_threads or os.cpu_count() or 1) if on_processor else 1)
+    return Crew((config.engine.num_threads or os.cpu_count() or 1) if on_processor else 1, look)
 
 
 def sampler_of(bed: Bed, config: SiltstoneConfig) -> Sampler:
     """Returns who samples texts from the core and from users' memories, on all cores of the machine."""
-    crew = crew_of(config)
+    crew = crew_of(config, bed.look)
     engines = [engine_of(bed, config.engine) for _ in range(crew.num_threads)]
     return Sampler(engines, bed.loaded.tokenizer, SystemClock(), crew)
 
@@ -196,7 +197,7 @@ def dream(
     say(
         f"{len(dreams)} dreams under {len(memories)} people's memories" + (f"; passed over: {passed}" if passed else "")
     )
-    reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix, crew_of(config))
+    reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix, crew_of(config, bed.look))
     readings: dict[int, Reading] = {}
     for index, reading in reader.read(
         dreams, memories, settings.consensus.k_min, settings.consensus.evidence_nats, settings.read_batch
