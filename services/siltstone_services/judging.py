@@ -213,7 +213,8 @@ def _digest_of(suite: ProbeSuite, core: Core) -> str:
 
 
 def _tried(home: Path, candidate: str, champion: str, crew: Crew) -> tuple[Measurement, ...]:
-    trials = crew.run([partial(try_core, home, candidate, champion)] * _NUM_TRIALS)
+    # All at once, on however few cores: what they time is their own threads' time.
+    trials = Crew(_NUM_TRIALS, crew.look).run([partial(try_core, home, candidate, champion)] * _NUM_TRIALS)
     pairs = [pair for trial in trials if trial is not None for pair in trial]
     loading = loading_measurement([trial is not None for trial in trials])
     if not pairs:

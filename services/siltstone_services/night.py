@@ -41,6 +41,8 @@ from siltstone.sleep.held_out import people_needed
 from siltstone.sleep_values import CoreVersion, Lineage, NightStage, SleepPlan, StepDone
 from siltstone.versions.keeping import origin_of
 from siltstone.versions.lineage import contributors
+from siltstone_services.bed import Bed
+from siltstone_services.dream_stage import DreamtNight, dream
 from siltstone_services.evidence_json import to_json
 from siltstone_services.judging import Exam, exam_of, material_of
 from siltstone_services.keeping import Keeper, name_of_night
@@ -49,11 +51,9 @@ from siltstone_services.precision import dtype_for
 from siltstone_services.private_sleeper import sleep_where_free
 from siltstone_services.served import ServedCores, record_origin
 from siltstone_services.sleeper import (
-    Bed,
-    DreamtNight,
+    Distilled,
     candidate_of,
     distil,
-    dream,
     interactions_of,
     items_of,
     make_plan,
@@ -148,10 +148,11 @@ def run_night(
             on_step(done)
             at(NightStage.DISTIL, done.step + 1, num_steps)
 
-        written = distil(items_of(night, bed, config), bed, config, seed, on_distilled)
+        distilled = distil(items_of(night, bed, config), bed, config, seed, on_distilled)
+        say(f"{100 * distilled.share:.0f} % of the expert: as much as neutral text allows")
         fault_point("night.distilled")
         # 4.
-        digest = cores.add(candidate_of(written, bed, plan.id), name_of_night(plan.id))
+        digest = cores.add(candidate_of(distilled.written, bed, plan.id), name_of_night(plan.id))
         fault_point("night.kept")
         # 5.
         at(NightStage.MEASURE, 0, 0)
@@ -164,7 +165,7 @@ def run_night(
         at(NightStage.RECORD, 0, 0)
         record_origin(registry, home / "cores" / loaded.digest, importlib.metadata.version("siltstone"))
         lineage = _lineage(plan, night, config, people)
-        version = registry.record(home / "cores" / digest, lineage, to_json(evidence, _told(night)))
+        version = registry.record(home / "cores" / digest, lineage, to_json(evidence, _told(night, distilled)))
         fault_point("night.recorded")
         # 7. A night that had come so far before is not judged twice.
         at(NightStage.JUDGE, 0, 0)
@@ -234,8 +235,9 @@ def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, peopl
     )
 
 
-def _told(night: DreamtNight) -> Mapping[str, object]:
+def _told(night: DreamtNight, distilled: Distilled) -> Mapping[str, object]:
     return {
+        "expert_share": distilled.share,
         "dreams": len(night.dreams),
         "dreamt": night.num_dreamt,
         "dropped": {reason.value: num for reason, num in night.dropped.items()},

@@ -24,8 +24,8 @@ from siltstone.ports import SnapshotStore
 from siltstone.sleep.private import Consolidation, Outcome, PrivateSleeper
 from siltstone.sleep_values import SleepPlan
 from siltstone.values import Commit, Snapshot, UserKey
+from siltstone_services.bed import Bed, crew_of
 from siltstone_services.home import exclusive
-from siltstone_services.sleeper import Bed, crew_of
 
 _log = logging.getLogger(__name__)
 

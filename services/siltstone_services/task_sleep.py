@@ -45,21 +45,13 @@ from siltstone.sleep.tuning import ReadText, Tuner, coefficients_of
 from siltstone.sleep_values import CoreVersion, Lineage, NightStage, StepDone
 from siltstone.values import Message, Role, Sampling
 from siltstone.versions.keeping import origin_of
+from siltstone_services.bed import Bed, engine_of, sampler_of
 from siltstone_services.evidence_json import to_json
 from siltstone_services.judging import Exam, exam_of, material_of
 from siltstone_services.keeping import Keeper, name_of_night
 from siltstone_services.night import At, identities_of, make_bed, nobody_watches
 from siltstone_services.served import ServedCores, record_origin
-from siltstone_services.sleeper import (
-    Bed,
-    anchor_items,
-    candidate_of,
-    distil,
-    engine_of,
-    interactions_of,
-    make_plan,
-    sampler_of,
-)
+from siltstone_services.sleeper import anchor_items, candidate_of, distil, interactions_of, make_plan
 from siltstone_services.version_records import open_registry
 
 Say = Callable[[str], None]
@@ -179,9 +171,9 @@ def run_task(
             on_step(done)
             at(NightStage.DISTIL, done.step + 1, num_steps)
 
-        written = distil([*items, *anchor_items(bed, config)], bed, config, seed, on_distilled)
+        distilled = distil([*items, *anchor_items(bed, config)], bed, config, seed, on_distilled)
         # 4.
-        candidate = candidate_of(written, bed, sleep_id)
+        candidate = candidate_of(distilled.written, bed, sleep_id)
         digest = cores.add(candidate, name_of_night(sleep_id))
         # 5.
         at(NightStage.MEASURE, 0, 0)

@@ -15,11 +15,12 @@ from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.crew import Crew, Look, go_on
 from siltstone.memory.user_memory import UserMemory, from_blob
 from siltstone.values import UserKey
+from siltstone_services.bed import Bed
 from siltstone_services.home import exclusive
 from siltstone_services.night import make_bed
 from siltstone_services.nights import NightCancelled
 from siltstone_services.private_sleeper import Slept, sleep_privately, sleep_where_free
-from siltstone_services.sleeper import Bed, make_plan
+from siltstone_services.sleeper import make_plan
 
 SETTINGS: dict[str, object] = {
     "memory.fast.sleep_tokens": 16,

@@ -126,7 +126,7 @@ class DreamReader:
     def _logp(
         self, below_BTD: Tensor, part: Sequence[tuple[int, Dream]], rows: Sequence[int], own_N: Tensor | None
     ) -> Tensor:
-        """Returns the log-probabilities of every token at the learned places of some rows, one after the other: [N, V]."""
+        """Returns the log-probabilities of every token at the learned places of rows, in their order: [N, V]."""
         core, shape = self._core, self._shape
         bend = None
         if own_N is not None:

@@ -9,7 +9,8 @@ from siltstone.memory.user_memory import from_blob
 from siltstone.ports import SnapshotStore
 from siltstone.sleep.consensus import ConsensusConfig, Raised, consensus
 from siltstone.sleep.dreams import Dream, DreamReader, Reading
-from siltstone_services.sleeper import Bed, DreamtNight, crew_of
+from siltstone_services.bed import Bed, crew_of
+from siltstone_services.dream_stage import DreamtNight
 
 
 def own_targets(night: DreamtNight, store: SnapshotStore, bed: Bed, config: SiltstoneConfig) -> DreamtNight:
