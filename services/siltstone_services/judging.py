@@ -7,7 +7,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -116,21 +116,25 @@ def _canaries(
 ) -> tuple[Canary, ...]:
     chance = random.Random(f"{seed}/canaries")
     pools = single_words(tokenizer, vocab_size)
-    found = []
+    # A reference is a word that nobody was told.
+    unsaid = {kind: sorted(word for word in pool if word.casefold() not in said) for kind, pool in pools.items()}
+    found: list[Canary] = []
     for number, one in enumerate(seen):
-        text = second_person(one.text)
+        text, prompt = second_person(one.text), cue(one.text, f"{seed}/canary/{number}")
+        asked = words_in(prompt)
         for match in re.finditer(r"(?<=\s)[A-Za-z]+", text):
-            word = match.group()
-            # A reference is a word that nobody was told.
-            pool = pools[word[0].isupper()]
-            unsaid = sorted(other for other in pool if other.casefold() not in said)
-            if len(said.get(word.casefold(), ())) != 1 or word not in pool or len(unsaid) < _LEAST_REFERENCES:
-                continue
-            references = tuple(chance.sample(unsaid, min(_NUM_REFERENCES, len(unsaid))))
-            stem, prompt = text[: match.start()].rstrip(), cue(one.text, f"{seed}/canary/{number}")
-            if word.casefold() not in words_in(prompt):
-                found.append(Canary(f"{number}-{match.start()}", one.person, prompt, stem, word, references))
-    return tuple(chance.sample(found, min(MAX_CANARIES, len(found))))
+            word, key = match.group(), match.group().casefold()
+            kind = word[0].isupper()
+            is_secret = len(said.get(key, ())) == 1 and word in pools[kind] and key not in asked
+            if is_secret and len(unsaid[kind]) >= _LEAST_REFERENCES:
+                stem = text[: match.start()].rstrip()
+                found.append(Canary(f"{number}-{match.start()}", one.person, prompt, stem, word, ()))
+    chosen = chance.sample(found, min(MAX_CANARIES, len(found)))
+    return tuple(
+        replace(one, references=tuple(chance.sample(pool, min(_NUM_REFERENCES, len(pool)))))
+        for one in chosen
+        for pool in (unsaid[one.secret[0].isupper()],)
+    )
 
 
 def single_words(tokenizer: Tokenizer, vocab_size: int) -> dict[bool, set[str]]:

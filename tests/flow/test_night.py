@@ -273,8 +273,7 @@ reason = "Nobody can."
         "gate.external_suites": ["mine"],
         "gate.policy": "ours.toml",
         "gate.policy_sha256": hashlib.sha256(content.encode()).hexdigest(),
-        "sleep.distil.num_steps": 4,
-        "sleep.random_share": 0.5,
+        "sleep.distil.num_steps": 3,
     }
 
     done, _ = night_of(home, settings)
