@@ -227,14 +227,14 @@ class _Heard:
     def read(self, dreams: Sequence[Dream]) -> None:
         """Reads more dreams under every memory that may be evidence."""
         start, found = len(self.dreams), dict[int, Reading]()
-        k_min, evidence_nats = self._config.k_min, self._config.evidence_nats
-        for index, reading in self._reader.read(dreams, self._memories, k_min, evidence_nats, self._batch):
+        evidence_nats = self._config.evidence_nats
+        for index, reading in self._reader.read(dreams, self._memories, self._readers, evidence_nats, self._batch):
             found[index] = reading
             self._on_read(start + len(found), start + len(dreams))
         self.dreams += dreams
         self.readings += [found[index] for index in range(len(dreams))]
         for one, held in zip(dreams, self.readings[start:], strict=True):
-            self.contested.append(is_contested(held.certain_UN, held.people, self._tells, k_min))
+            self.contested.append(is_contested(held.certain_UN, held.people, self._tells, self._config.k_min))
             self.raised.append(
                 consensus(held.core_logp_N, held.memory_logp_UN, held.people, one.supporters, self._config)
             )
@@ -265,6 +265,9 @@ class _Heard:
                 word = words[token.at]
                 taught[word] = taught.get(word, 0.0) + worth([token], self.readings[index].core_logp_N)
         return {word: nats for word, nats in taught.items() if word}
+
+    def _readers(self, one: Dream) -> tuple[str, ...]:
+        return one.readers(self._config.k_min, self._config.max_readers)
 
     def _words(self, one: Dream) -> list[str]:
         return words_of_tokens(self._tokenizer, [one.lesson.ids[at] for at in one.places])

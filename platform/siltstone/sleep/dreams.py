@@ -6,7 +6,8 @@ Shapes: B dreams of a batch, T tokens, D width, U memories, N learned tokens of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,6 +38,17 @@ class Dream:
         """Returns who may be evidence anywhere in it: the supporters of every word with at least `k_min` of them."""
         return frozenset().union(*(people for people in self.supporters if len(people) >= k_min))
 
+    def readers(self, k_min: int, most: int) -> tuple[str, ...]:
+        """Returns whose memories read it: of those who may be evidence first who has said its rarest words.
+
+        Between people alike chance decides, by the dream alone: nobody reads every dream because of a name.
+        """
+        chance, chosen = random.Random(repr(self.lesson.ids)), dict[str, None]()
+        groups = {people for people in self.supporters if len(people) >= k_min}
+        for people in sorted(groups, key=lambda people: (len(people), sorted(people))):
+            chosen.update(dict.fromkeys(chance.sample(sorted(people), len(people))))
+        return tuple(chosen)[:most]
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -62,11 +74,11 @@ class DreamReader:
         self,
         dreams: Sequence[Dream],
         coefficients: Mapping[str, Sequence[Tensor]],
-        k_min: int,
+        readers: Callable[[Dream], Iterable[str]],
         evidence_nats: float,
         batch: int,
     ) -> Iterator[tuple[int, Reading]]:
-        """Yields the reading of every dream, with its index, under the memories of the people who may be evidence.
+        """Yields the reading of every dream, with its index, under the memories of its `readers`.
 
         `coefficients` holds the memories of each person's accounts, [N] each. A memory is certain of a token that it
         finds likelier than all others together, and likelier than the core does by `evidence_nats`.
@@ -78,7 +90,7 @@ class DreamReader:
         # As many batches side by side as there are threads; a batch is read alike whichever thread has it.
         for start in range(0, len(parts), self._crew.num_threads):
             calls = [
-                partial(self._read_batch, part, coefficients, k_min, evidence_nats)
+                partial(self._read_batch, part, coefficients, readers, evidence_nats)
                 for part in parts[start : start + self._crew.num_threads]
             ]
             for readings in self._crew.run(calls):
@@ -88,7 +100,7 @@ class DreamReader:
         self,
         part: Sequence[tuple[int, Dream]],
         coefficients: Mapping[str, Sequence[Tensor]],
-        k_min: int,
+        readers: Callable[[Dream], Iterable[str]],
         evidence_nats: float,
     ) -> list[tuple[int, Reading]]:
         core, shape = self._core, self._shape
@@ -102,7 +114,7 @@ class DreamReader:
             found: list[list[tuple[str, _Held]]] = [[] for _ in part]
             asked: dict[str, list[int]] = {}
             for row, (_, dream) in enumerate(part):
-                for person in sorted(dream.people(k_min)):
+                for person in readers(dream):
                     asked.setdefault(person, []).append(row)
             for person, rows in sorted(asked.items()):
                 for own in coefficients.get(person, ()):

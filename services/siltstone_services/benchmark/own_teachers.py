@@ -27,9 +27,10 @@ def own_targets(night: DreamtNight, store: SnapshotStore, bed: Bed, config: Silt
             memory = from_blob(one.owner, snapshot.blob, bed.ground.version, bed.shape)
             memories[one.person] = [memory.coefficients()]
     reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix, crew_of(config))
+    evidence_nats = config.sleep.consensus.evidence_nats
     raised: dict[int, tuple[Raised, ...]] = {}
     for index, reading in reader.read(
-        dreams, memories, 1, config.sleep.consensus.evidence_nats, config.sleep.read_batch
+        dreams, memories, lambda one: (one.person,), evidence_nats, config.sleep.read_batch
     ):
         raised[index] = _as_if_agreed(reading, config.sleep.consensus)
     return replace(night, dreams=tuple(dreams), raised=tuple(raised[index] for index in range(len(dreams))))
