@@ -125,6 +125,12 @@ def said(owner: UserKey, id_: str, text: str, answer: str = "") -> Interaction:
     )
 
 
+def is_registry_open(home: Path) -> bool:
+    """Says whether somebody has the registry of a home's versions open: who closes it last takes its log away."""
+    assert (home / "versions" / "registry.db").exists()
+    return (home / "versions" / "registry.db-wal").exists()
+
+
 async def teach(host: EmbeddedHost, *interactions: Interaction) -> None:
     """Records interactions and waits until they are absorbed or parked."""
     await host.wait_absorbed(await host.record(interactions))

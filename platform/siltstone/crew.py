@@ -10,6 +10,12 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+Look = Callable[[], None]
+"""Looks whether work is to go on, on any thread and often: what it raises ends the work."""
+
+
+def go_on() -> None:
+    """Lets work go on to its end."""
 
 
 class Crew:
@@ -20,24 +26,28 @@ class Crew:
     the time of one batch on two torch threads, and far less when another process wants a core too.
     """
 
-    def __init__(self, num_threads: int = 1) -> None:
-        self.num_threads = num_threads
+    def __init__(self, num_threads: int = 1, look: Look = go_on) -> None:
+        """Takes who looks before every call. Whoever takes long over one calls `look` too."""
+        self.num_threads, self.look = num_threads, look
         self._pool = ThreadPoolExecutor(num_threads, "siltstone-crew") if num_threads > 1 else None
 
     def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
         """Returns what every call returns, in order. The first error is raised when all have ended."""
         if self._pool is None or len(calls) < 2:
-            return [call() for call in calls]
+            return [self._run(call) for call in calls]
         with _one_torch_thread():
             # A thread counts torch's threads for itself, and the matrix library counts for all: both must be told.
-            running = [self._pool.submit(_run_alone, call) for call in calls]
+            running = [self._pool.submit(self._run_alone, call) for call in calls]
             wait(running)
         return [done.result() for done in running]
 
+    def _run(self, call: Callable[[], T]) -> T:
+        self.look()
+        return call()
 
-def _run_alone(call: Callable[[], T]) -> T:
-    torch.set_num_threads(1)
-    return call()
+    def _run_alone(self, call: Callable[[], T]) -> T:
+        torch.set_num_threads(1)
+        return self._run(call)
 
 
 @contextmanager

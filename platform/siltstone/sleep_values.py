@@ -205,7 +205,8 @@ class Night:
     """One night of a home folder, as it is now.
 
     `num_steps` is 0 where a stage counts none; `version` is 0 before there is one; `error` says what ended a night that
-    failed. `said` holds no user's words.
+    failed. `said` holds no user's words. `task` names what the operator lets the core improve itself on; it is empty
+    where the night is over what users said.
     """
 
     number: int
@@ -222,6 +223,7 @@ class Night:
     version: int = 0
     verdict: str = ""
     error: str = ""
+    task: str = ""
 
     @property
     def is_over(self) -> bool:
@@ -268,3 +270,11 @@ class VersionReport:
     card: VersionCard
     verdict: Verdict | None
     measurements: tuple[MeasurementSummary, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionComparison:
+    """Two versions side by side. `origins` holds what differs in where they come from: (what, of one, of the other)."""
+
+    reports: tuple[VersionReport, VersionReport]
+    origins: tuple[tuple[str, str, str], ...]

@@ -43,7 +43,7 @@ class Sampler:
         """Returns the answer to each question.
 
         Chance is the answer's own: it depends on its seed, not on what is sampled beside it. After `max_s` every answer
-        is cut where it is; None where it had not begun.
+        is cut where it is; None where it had not begun. The crew looks before every step whether to go on.
         """
         until_s = self._clock.monotonic_s() + max_s
         parts = [range(number, len(asked), len(self._engines)) for number in range(len(self._engines))]
@@ -62,6 +62,7 @@ class Sampler:
         answers: list[Answer] = []
         ended: set[int] = set()
         while len(ended) < len(asked) and self._clock.monotonic_s() < until_s:
+            self._crew.look()
             while len(answers) < len(asked) and engine.has_room:
                 text, coefficients, sampling = asked[len(answers)]
                 prompt = self._tokenizer.render([Message(Role.USER, text)])

@@ -7,7 +7,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +15,8 @@ from typing import Final
 
 from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.adapters.reading_store import ReadingStore
-from siltstone.crew import Crew
+from siltstone.config import SiltstoneConfig
+from siltstone.crew import Crew, Look, go_on
 from siltstone.evaluation.office_material import load_office
 from siltstone.gate.anchors import Passage
 from siltstone.gate.measure import (
@@ -29,7 +30,7 @@ from siltstone.gate.measure import (
     read_core,
     speed_measurement,
 )
-from siltstone.gate.policy import Policy, load_policy
+from siltstone.gate.policy import Policy
 from siltstone.gate.probe_suites import ProbeSuite
 from siltstone.inference.engine import EngineConfig
 from siltstone.memory.restate import cue, second_person
@@ -38,6 +39,7 @@ from siltstone.ports import Tokenizer
 from siltstone.sleep.filter import Statement
 from siltstone.sleep.words import COMMON_WORDS, who_said, words_in
 from siltstone.sleep_values import Evidence, Measurement
+from siltstone_services.policies import policy_of
 from siltstone_services.precision import dtype_for
 from siltstone_services.trial import try_core
 
@@ -53,7 +55,7 @@ _HOW_IT_IS_READ: Final = 1
 """Raised by who changes what a reading of a suite means, so that none from before is taken for one."""
 
 Say = Callable[[str], None]
-Measure = Callable[[Path, str, LoadedCore, LoadedCore, Material, Say, EngineConfig, Mapping[str, str]], Evidence]
+Measure = Callable[[Path, str, LoadedCore, LoadedCore, Material, Say, EngineConfig, Mapping[str, str], Look], Evidence]
 """Measures a stored candidate against the core that serves and the first one."""
 
 
@@ -114,21 +116,25 @@ def _canaries(
 ) -> tuple[Canary, ...]:
     chance = random.Random(f"{seed}/canaries")
     pools = single_words(tokenizer, vocab_size)
-    found = []
+    # A reference is a word that nobody was told.
+    unsaid = {kind: sorted(word for word in pool if word.casefold() not in said) for kind, pool in pools.items()}
+    found: list[Canary] = []
     for number, one in enumerate(seen):
-        text = second_person(one.text)
+        text, prompt = second_person(one.text), cue(one.text, f"{seed}/canary/{number}")
+        asked = words_in(prompt)
         for match in re.finditer(r"(?<=\s)[A-Za-z]+", text):
-            word = match.group()
-            # A reference is a word that nobody was told.
-            pool = pools[word[0].isupper()]
-            unsaid = sorted(other for other in pool if other.casefold() not in said)
-            if len(said.get(word.casefold(), ())) != 1 or word not in pool or len(unsaid) < _LEAST_REFERENCES:
-                continue
-            references = tuple(chance.sample(unsaid, min(_NUM_REFERENCES, len(unsaid))))
-            stem, prompt = text[: match.start()].rstrip(), cue(one.text, f"{seed}/canary/{number}")
-            if word.casefold() not in words_in(prompt):
-                found.append(Canary(f"{number}-{match.start()}", one.person, prompt, stem, word, references))
-    return tuple(chance.sample(found, min(MAX_CANARIES, len(found))))
+            word, key = match.group(), match.group().casefold()
+            kind = word[0].isupper()
+            is_secret = len(said.get(key, ())) == 1 and word in pools[kind] and key not in asked
+            if is_secret and len(unsaid[kind]) >= _LEAST_REFERENCES:
+                stem = text[: match.start()].rstrip()
+                found.append(Canary(f"{number}-{match.start()}", one.person, prompt, stem, word, ()))
+    chosen = chance.sample(found, min(MAX_CANARIES, len(found)))
+    return tuple(
+        replace(one, references=tuple(chance.sample(pool, min(_NUM_REFERENCES, len(pool)))))
+        for one in chosen
+        for pool in (unsaid[one.secret[0].isupper()],)
+    )
 
 
 def single_words(tokenizer: Tokenizer, vocab_size: int) -> dict[bool, set[str]]:
@@ -150,14 +156,15 @@ def gather_evidence(
     say: Say,
     engine: EngineConfig,
     notes: Mapping[str, str] = MappingProxyType({}),
+    look: Look = go_on,
 ) -> Evidence:
     """Measures a stored candidate against the core that serves and the first one, once.
 
     They are read in the numbers in which they serve. What a core has said to a suite is kept in the home, and not
-    asked again: most nights only the candidate is new.
+    asked again: most nights only the candidate is new. What `look` raises ends it between two readings.
     Raises: Corrupt and NotFound for a core; InvalidInput when they cannot be compared; Unavailable.
     """
-    crew = Crew(engine.num_threads or os.cpu_count() or 1)
+    crew = Crew(engine.num_threads or os.cpu_count() or 1, look)
     dtype = dtype_for(engine.dtype, "cpu")
     loaded = CoreStore(home).load(candidate)
     cores = {one.digest: Core(one.config, one.tensors, "cpu", dtype) for one in (loaded, champion, origin)}
@@ -183,9 +190,12 @@ def gather_evidence(
     return Evidence(loaded.digest, champion.digest, origin.digest, (*measured, *tried), notes)
 
 
-def shipped_exam() -> Exam:
-    """Returns the exam that comes with the package."""
-    return Exam(gather_evidence, load_policy())
+def exam_of(config: SiltstoneConfig, suites: Sequence[ProbeSuite]) -> Exam:
+    """Returns the exam that the configuration says, in which the suites are asked.
+
+    Raises: ConfigInvalid for a policy that is not whole.
+    """
+    return Exam(gather_evidence, policy_of(config, [suite.name for suite in suites]))
 
 
 def _reading(
@@ -207,7 +217,8 @@ def _digest_of(suite: ProbeSuite, core: Core) -> str:
 
 
 def _tried(home: Path, candidate: str, champion: str, crew: Crew) -> tuple[Measurement, ...]:
-    trials = crew.run([partial(try_core, home, candidate, champion)] * _NUM_TRIALS)
+    # All at once, on however few cores: what they time is their own threads' time.
+    trials = Crew(_NUM_TRIALS, crew.look).run([partial(try_core, home, candidate, champion)] * _NUM_TRIALS)
     pairs = [pair for trial in trials if trial is not None for pair in trial]
     loading = loading_measurement([trial is not None for trial in trials])
     if not pairs:

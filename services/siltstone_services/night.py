@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from siltstone.adapters.personal_data import holds_personal_data
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.config import SiltstoneConfig
+from siltstone.crew import Look, go_on
 from siltstone.evaluation.external_probes import asked_suites
 from siltstone.faults import fault_point
 from siltstone.gate.measure import Material
@@ -38,20 +40,20 @@ from siltstone.sleep.held_out import people_needed
 from siltstone.sleep_values import CoreVersion, Lineage, NightStage, SleepPlan, StepDone
 from siltstone.versions.keeping import origin_of
 from siltstone.versions.lineage import contributors
+from siltstone_services.bed import Bed
+from siltstone_services.dream_stage import DreamtNight, dream
 from siltstone_services.embedded_store import open_store
 from siltstone_services.evidence_json import to_json
-from siltstone_services.judging import Exam, material_of, shipped_exam
+from siltstone_services.judging import Exam, exam_of, material_of
 from siltstone_services.keeping import Keeper, name_of_night
 from siltstone_services.learning import lesson_plan, prepare_ground
 from siltstone_services.precision import dtype_for
 from siltstone_services.private_sleeper import sleep_where_free
 from siltstone_services.served import ServedCores, record_origin
 from siltstone_services.sleeper import (
-    Bed,
-    DreamtNight,
+    Distilled,
     candidate_of,
     distil,
-    dream,
     interactions_of,
     items_of,
     make_plan,
@@ -73,18 +75,18 @@ class NightDone:
     version: CoreVersion
 
 
-def make_bed(config: SiltstoneConfig, loaded: LoadedCore) -> Bed:
+def make_bed(config: SiltstoneConfig, loaded: LoadedCore, look: Look = go_on) -> Bed:
     """Returns the core that serves, as its users learn on it."""
     core = Core(
         loaded.config, loaded.tensors, config.engine.device, dtype_for(config.engine.dtype, config.engine.device)
     )
     lessons = lesson_plan(loaded.tokenizer, core, config.lessons)
     shape = config.memory.shape_for(core.config)
-    return Bed(loaded, core, shape, lessons, prepare_ground(loaded, core, shape, lessons, config))
+    return Bed(loaded, core, shape, lessons, prepare_ground(loaded, core, shape, lessons, config), look)
 
 
-def _nobody_watches(stage: NightStage, step: int, num_steps: int) -> None:
-    pass
+def nobody_watches(stage: NightStage, step: int, num_steps: int) -> None:
+    """Takes no notice of where a night is."""
 
 
 def run_night(
@@ -93,27 +95,33 @@ def run_night(
     since_ms: int,
     say: Say,
     on_step: Callable[[StepDone], None],
-    at: At = _nobody_watches,
+    at: At = nobody_watches,
+    look: Look = go_on,
     exam: Exam | None = None,
     before: NightDone | None = None,
 ) -> NightDone:
     """Runs a night over a home folder. A server may use it meanwhile: the night reads what was committed.
 
     A night `before` over the same plan lends its dreams, so that another way of learning them can be tried.
-    What `say`, `on_step` or `at` raises ends the night there; up to and with `at(RECORD, ...)` nothing is recorded.
+    What `say`, `on_step` or `at` raises ends the night there; up to and with `at(RECORD, ...)` nothing is recorded. So
+    does what `look` raises, which is called between two readings of the core, on any thread, and never after that.
 
     Raises: InvalidInput when there is nothing to sleep over; ConfigInvalid and NotFound for a probe file; ConfigInvalid
-    when the identities cannot be read; NotFound without a core; Corrupt; Unavailable. Nothing serves that did not
-    before, and the night can be run again.
+    when the policy or the identities cannot be used; NotFound without a core; Corrupt; Unavailable. Nothing serves that
+    did not before, and the night can be run again.
     """
     at(NightStage.PLAN, 0, 0)
-    home, exam = config.home_path, exam or shipped_exam()
-    # Before anything is done: a night whose questions cannot be asked must not run at all.
+    home = config.home_path
+    # Before anything is done: a night whose questions cannot be asked or judged must not run at all.
     suites, people = asked_suites(config.gate), identities_of(config)
-    cores, served = CoreStore(home), ServedCores(config)
-    loaded = served.load(served.digest())
-    bed = make_bed(config, loaded)
-    with open_store(config) as file, open_registry(config) as registry:
+    exam = exam or exam_of(config, suites)
+    cores = CoreStore(home)
+    with ExitStack() as opened:
+        served = opened.enter_context(ServedCores(config))
+        loaded = served.load(served.digest())
+        bed = make_bed(config, loaded, look)
+        file = opened.enter_context(open_store(config))
+        registry = opened.enter_context(open_registry(config))
         # 1.
         journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
         plan = make_plan(journal, store, loaded.digest, since_ms, _FOREVER_MS, seed)
@@ -140,22 +148,24 @@ def run_night(
             on_step(done)
             at(NightStage.DISTIL, done.step + 1, num_steps)
 
-        written = distil(items_of(night, bed, config), bed, config, seed, on_distilled)
+        distilled = distil(items_of(night, bed, config), bed, config, seed, on_distilled)
+        say(f"{100 * distilled.share:.0f} % of the expert: as much as neutral text allows")
         fault_point("night.distilled")
         # 4.
-        digest = cores.add(candidate_of(written, bed, plan.id), name_of_night(plan.id))
+        digest = cores.add(candidate_of(distilled.written, bed, plan.id), name_of_night(plan.id))
         fault_point("night.kept")
         # 5.
         at(NightStage.MEASURE, 0, 0)
         origin = served.load(origin_of(registry.list(), loaded.digest))
         material = _material(suites, night, bed, config, seed)
-        evidence = exam.measure(home, digest, loaded, origin, material, say, config.engine, _notes(night, config))
+        notes = _notes(night, config)
+        evidence = exam.measure(home, digest, loaded, origin, material, say, config.engine, notes, look)
         fault_point("night.measured")
         # 6.
         at(NightStage.RECORD, 0, 0)
         record_origin(registry, home / "cores" / loaded.digest, importlib.metadata.version("siltstone"))
         lineage = _lineage(plan, night, config, people)
-        version = registry.record(home / "cores" / digest, lineage, to_json(evidence, _told(night)))
+        version = registry.record(home / "cores" / digest, lineage, to_json(evidence, _told(night, distilled)))
         fault_point("night.recorded")
         # 7. A night that had come so far before is not judged twice.
         at(NightStage.JUDGE, 0, 0)
@@ -208,6 +218,7 @@ def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, peopl
     told = {
         "sleep": repr(config.sleep),
         "identities": people.digest,
+        "policy": config.gate.policy_sha256,
         "memory": hashlib.sha256(repr(config.memory).encode()).hexdigest(),
         "torch": torch.__version__,
     }
@@ -224,8 +235,9 @@ def _lineage(plan: SleepPlan, night: DreamtNight, config: SiltstoneConfig, peopl
     )
 
 
-def _told(night: DreamtNight) -> Mapping[str, object]:
+def _told(night: DreamtNight, distilled: Distilled) -> Mapping[str, object]:
     return {
+        "expert_share": distilled.share,
         "dreams": len(night.dreams),
         "dreamt": night.num_dreamt,
         "dropped": {reason.value: num for reason, num in night.dropped.items()},

@@ -15,6 +15,7 @@ from typing import Final
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
 from siltstone.errors import ConfigInvalid, InvalidInput, Unavailable
+from siltstone.sleep.tasks import read_task
 from siltstone.sleep_values import Night, NightStage
 from siltstone_services.nights import HeldNight, Nights
 
@@ -48,10 +49,16 @@ class NightDesk:
 
         Raises: InvalidInput; WrongState while one runs; ConfigInvalid when this installation cannot sleep; Unavailable.
         """
-        for name, value in (("seed", seed), ("since_ms", since_ms)):
-            if value < 0:
-                raise InvalidInput(name, "0 or more", str(value))
-        return await asyncio.to_thread(self._begin, seed, since_ms)
+        _check_numbers(seed=seed, since_ms=since_ms)
+        return await asyncio.to_thread(self._begin, seed, since_ms, None)
+
+    async def run_task(self, content: bytes, seed: int) -> Night:
+        """Begins a night over the task of a file and returns it.
+
+        Raises: as `run`; InvalidInput, naming the place, for a file that tells no task.
+        """
+        _check_numbers(seed=seed)
+        return await asyncio.to_thread(self._begin, seed, 0, content)
 
     async def list(self) -> tuple[Night, ...]:
         """Returns the nights still known, by number."""
@@ -83,11 +90,12 @@ class NightDesk:
                 return
             await asyncio.sleep(self._config.night.poll_interval_s)
 
-    def _begin(self, seed: int, since_ms: int) -> Night:
+    def _begin(self, seed: int, since_ms: int, task: bytes | None) -> Night:
+        name = "" if task is None else read_task(task).name
         require_extra()
-        held = self.nights.begin(seed, since_ms)
+        held = self.nights.begin(seed, since_ms, name)
         try:
-            self._start(held)
+            self._start(held, task)
         except OSError as error:
             held.end(NightStage.FAILED, error="its process could not be started")
             raise Unavailable("the process of the night", error.strerror or str(error)) from error
@@ -95,7 +103,7 @@ class NightDesk:
             held.close()
         return held.night
 
-    def _start(self, held: HeldNight) -> None:
+    def _start(self, held: HeldNight, task: bytes | None) -> None:
         """Starts the process of a night. In a session of its own, it goes on when the server stops."""
         home, number = str(self._config.home_path), str(held.night.number)
         command = [sys.executable, "-m", "siltstone_services.night_process", home, number, str(held.descriptor)]
@@ -111,8 +119,15 @@ class NightDesk:
         # Somebody must wait for it, or it stays behind as a zombie.
         threading.Thread(target=process.wait, name="siltstone-night", daemon=True).start()
         assert process.stdin is not None
+        text = None if task is None else task.decode()
         with process.stdin as told:
-            told.write(json.dumps(dataclasses.asdict(self._config)).encode())
+            told.write(json.dumps({"config": dataclasses.asdict(self._config), "task": text}).encode())
+
+
+def _check_numbers(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 0:
+            raise InvalidInput(name, "0 or more", str(value))
 
 
 def _is_there(module: str) -> bool:

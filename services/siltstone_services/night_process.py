@@ -1,7 +1,8 @@
 """A night that tells where it is: in this process, or in one of its own that gives way to whoever serves.
 
-As a program: python -m siltstone_services.night_process HOME NUMBER DESCRIPTOR, the configuration as JSON on the
-standard input. The descriptor is the nights' lock, inherited, so that it is held without a gap.
+As a program: python -m siltstone_services.night_process HOME NUMBER DESCRIPTOR, with the configuration and the task, if
+there is one, as JSON on the standard input. The descriptor is the nights' lock, inherited, so that it is held without a
+gap.
 """
 
 from __future__ import annotations
@@ -18,20 +19,26 @@ from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
 from siltstone.config.reading import read_config
 from siltstone.errors import SiltstoneError
+from siltstone.sleep.tasks import Task, read_task
 from siltstone.sleep_values import CoreVersion, Night, NightStage
 from siltstone_services.allocator import keep_freed_memory
 from siltstone_services.logs import frames_of, log_to_stderr
-from siltstone_services.night import NightDone, run_night
+from siltstone_services.night import run_night
 from siltstone_services.nights import HeldNight, NightCancelled, Nights
+from siltstone_services.task_sleep import run_task
 
 _LOG = logging.getLogger(__name__)
 
 
-def run_held(config: SiltstoneConfig, held: HeldNight, tell: Callable[[Night], None]) -> NightDone:
+def run_held(
+    config: SiltstoneConfig, held: HeldNight, tell: Callable[[Night], None], task: Task | None = None
+) -> CoreVersion:
     """Runs the night that this process holds, keeps where it is, and how it ended. `tell` is told of every change.
 
+    With a `task` the night is over that, else over what users said.
     Raises: NightCancelled; what the night raises.
     """
+    seed, since_ms = held.night.seed, held.night.since_ms
 
     def say(text: str) -> None:
         held.say(text)
@@ -43,7 +50,10 @@ def run_held(config: SiltstoneConfig, held: HeldNight, tell: Callable[[Night], N
 
     try:
         # `at` is told of the steps too.
-        done = run_night(config, held.night.seed, held.night.since_ms, say, lambda _: None, at)
+        if task is None:
+            version = run_night(config, seed, since_ms, say, lambda _: None, at, held.look).version
+        else:
+            version = run_task(config, task, seed, say, lambda _: None, at, held.look).version
     except (NightCancelled, KeyboardInterrupt):
         held.end(NightStage.CANCELLED)
         raise
@@ -54,8 +64,8 @@ def run_held(config: SiltstoneConfig, held: HeldNight, tell: Callable[[Night], N
         # Not the message: it may hold a user's words.
         held.end(NightStage.FAILED, error=f"internal error ({type(error).__name__})")
         raise
-    held.end(NightStage.DONE, version=done.version.number, verdict=in_short(done.version))
-    return done
+    held.end(NightStage.DONE, version=version.number, verdict=in_short(version))
+    return version
 
 
 def in_short(version: CoreVersion) -> str:
@@ -74,11 +84,13 @@ def main(home: str, number: str, descriptor: str) -> int:
     held = Nights(Path(home), SystemClock(), 1).adopt(int(number), int(descriptor))
     signal.signal(signal.SIGTERM, lambda *_: held.tell_to_end())
     try:
-        config = read_config(SiltstoneConfig, json.load(sys.stdin))
+        told = json.load(sys.stdin)
+        config = read_config(SiltstoneConfig, told["config"])
+        task = None if told["task"] is None else read_task(told["task"].encode())
         os.nice(config.night.niceness)
         keep_freed_memory()
         log_to_stderr("info")
-        run_held(config, held, lambda _: None)
+        run_held(config, held, lambda _: None, task)
     except (NightCancelled, SiltstoneError) as error:
         _LOG.warning("night ended early", extra={"night": held.night.number, "reason": str(error)})
         return 1

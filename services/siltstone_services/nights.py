@@ -29,6 +29,8 @@ _LOCK: Final = ".lock"
 _LOOK_S: Final = 0.02
 _NUM_LOOKS: Final = 10
 _WRITE_EVERY_S: Final = 0.1
+_MAX_NAME: Final = 80
+"""Characters of a task's name that are told."""
 _DIED: Final = "its process died"
 _CANNOT_END: Final = frozenset({NightStage.RECORD, NightStage.JUDGE})
 """Stages that are ended by nobody: a version is recorded whole or not at all, and then judged."""
@@ -74,8 +76,8 @@ class Nights:
         """Returns where the process of a night writes what it says."""
         return self._folder / f"{number:06d}.log"
 
-    def begin(self, seed: int, since_ms: int) -> HeldNight:
-        """Makes a new night and holds it for this process.
+    def begin(self, seed: int, since_ms: int, task: str = "") -> HeldNight:
+        """Makes a new night, over the task of a name or over what users said, and holds it for this process.
 
         Raises: WrongState while one runs; Unavailable when the folder cannot be used.
         """
@@ -88,7 +90,8 @@ class Nights:
             numbers = self._numbers()
             now_ms = self._clock.now_ms()
             number = numbers[-1] + 1 if numbers else 1
-            night = Night(number, NightStage.PLAN, seed, since_ms, os.getpid(), now_ms, now_ms)
+            name = " ".join(task.split())[:_MAX_NAME]
+            night = Night(number, NightStage.PLAN, seed, since_ms, os.getpid(), now_ms, now_ms, task=name)
             self._write(night)
             self._prune((*numbers, number))
         except BaseException:
@@ -232,6 +235,13 @@ class HeldNight:
         """
         self._end_if_asked()
         self._tell(replace(self.night, said=text), is_worth_writing=True)
+
+    def look(self) -> None:
+        """Looks whether the night is to end. Any thread may.
+
+        Raises: NightCancelled when it is.
+        """
+        self._end_if_asked()
 
     def end(self, stage: NightStage, *, version: int = 0, verdict: str = "", error: str = "") -> None:
         """Says how the night ended.

@@ -9,9 +9,9 @@ from siltstone.proto.v1 import sleep_service_pb2 as sleep_pb
 from siltstone.proto.v1 import version_service_pb2 as version_pb
 from siltstone.proto.v1.sleep_service_pb2_grpc import SleepServiceStub
 from siltstone.proto.v1.version_service_pb2_grpc import VersionServiceStub
-from siltstone.sleep_values import Champion, Night, VersionCard, VersionReport
-from siltstone.wire.nights import night_from_proto, run_request_to_proto
-from siltstone.wire.versions import champion_from_proto, report_from_proto, version_from_proto
+from siltstone.sleep_values import Champion, Night, VersionCard, VersionComparison, VersionReport
+from siltstone.wire.nights import night_from_proto, run_request_to_proto, task_request_to_proto
+from siltstone.wire.versions import champion_from_proto, comparison_from_proto, report_from_proto, version_from_proto
 
 Translated = Callable[[], AbstractContextManager[None]]
 
@@ -27,6 +27,12 @@ class NightClient:
         request = run_request_to_proto(seed, since_ms)
         with self._translated():
             return night_from_proto((await self._stub.RunNight(request, timeout=self._timeout_s)).night)
+
+    async def run_task(self, content: bytes, seed: int) -> Night:
+        """Begins a night over the task of a file and returns it."""
+        request = task_request_to_proto(content, seed)
+        with self._translated():
+            return night_from_proto((await self._stub.RunTask(request, timeout=self._timeout_s)).night)
 
     async def list(self) -> tuple[Night, ...]:
         """Returns the nights still known, by number."""
@@ -91,6 +97,12 @@ class VersionClient:
         with self._translated():
             request = version_pb.ExplainVerdictRequest(number=number)
             return tuple((await self._stub.ExplainVerdict(request, timeout=self._timeout_s)).lines)
+
+    async def compare(self, number: int, other: int) -> VersionComparison:
+        """Returns two versions side by side."""
+        with self._translated():
+            request = version_pb.CompareVersionsRequest(number=number, other=other)
+            return comparison_from_proto(await self._stub.CompareVersions(request, timeout=self._timeout_s))
 
     async def champion(self) -> Champion:
         """Returns which version serves."""

@@ -15,7 +15,7 @@ from siltstone.proto.v1.sleep_service_pb2_grpc import SleepServiceServicer
 from siltstone.proto.v1.version_service_pb2_grpc import VersionServiceServicer
 from siltstone.sleep_values import Night
 from siltstone.wire.nights import night_to_proto
-from siltstone.wire.versions import champion_to_proto, report_to_proto, version_to_proto
+from siltstone.wire.versions import champion_to_proto, comparison_to_proto, report_to_proto, version_to_proto
 from siltstone_services.night_desk import NightDesk
 from siltstone_services.version_desk import VersionDesk
 
@@ -29,6 +29,11 @@ class SleepServicer(SleepServiceServicer):
     async def RunNight(self, request: sleep_pb.RunNightRequest, context: Any) -> sleep_pb.RunNightResponse:  # noqa: N802
         """The night goes on when this server stops."""
         return sleep_pb.RunNightResponse(night=night_to_proto(await self._desk.run(request.seed, request.since_ms)))
+
+    async def RunTask(self, request: sleep_pb.RunTaskRequest, context: Any) -> sleep_pb.RunTaskResponse:  # noqa: N802
+        """As `RunNight`."""
+        night = await self._desk.run_task(request.content, request.seed)
+        return sleep_pb.RunTaskResponse(night=night_to_proto(night))
 
     async def GetNight(self, request: sleep_pb.GetNightRequest, context: Any) -> sleep_pb.GetNightResponse:  # noqa: N802
         """See the interface."""
@@ -83,6 +88,12 @@ class VersionServicer(VersionServiceServicer):
     ) -> version_pb.ExplainVerdictResponse:
         """See the interface."""
         return version_pb.ExplainVerdictResponse(lines=await self._desk.explain(request.number))
+
+    async def CompareVersions(  # noqa: N802
+        self, request: version_pb.CompareVersionsRequest, context: Any
+    ) -> version_pb.CompareVersionsResponse:
+        """See the interface."""
+        return comparison_to_proto(await self._desk.compare(request.number, request.other))
 
     async def GetChampion(self, request: version_pb.GetChampionRequest, context: Any) -> version_pb.GetChampionResponse:  # noqa: N802
         """See the interface."""

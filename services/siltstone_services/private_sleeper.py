@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from siltstone.config import SiltstoneConfig
-from siltstone.crew import Crew
+from siltstone.crew import Crew, Look
 from siltstone.errors import Corrupt, SnapshotMismatch, Unavailable
 from siltstone.evaluation.office_material import load_office
 from siltstone.journal.partition import partition_of
@@ -24,8 +24,8 @@ from siltstone.ports import SnapshotStore
 from siltstone.sleep.private import Consolidation, Outcome, PrivateSleeper
 from siltstone.sleep_values import SleepPlan
 from siltstone.values import Commit, Snapshot, UserKey
+from siltstone_services.bed import Bed, crew_of
 from siltstone_services.home import exclusive
-from siltstone_services.sleeper import Bed, crew_of
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def sleep_where_free(plan: SleepPlan, store: SnapshotStore, bed: Bed, config: Si
         except Unavailable:
             say("private sleep: the home folder is in use, so it is left to the server there")
             return
-        sleep_privately(plan, store, bed, config, crew_of(config), say)
+        sleep_privately(plan, store, bed, config, crew_of(config, bed.look), say)
 
 
 def sleep_privately(
@@ -121,7 +121,7 @@ def sleep_privately(
         sleeper = sleeper or open_private_sleeper(bed, config)
         # 2.
         calls = [
-            partial(_to_end, sleep_one(sleeper, memory, level, bed.lessons, config, plan.seed))
+            partial(_to_end, sleep_one(sleeper, memory, level, bed.lessons, config, plan.seed), crew.look)
             for memory, level in group
         ]
         for one in crew.run(calls):
@@ -163,8 +163,9 @@ def _groups(due: Iterator[tuple[UserMemory, int]], size: int) -> Iterator[list[t
         yield group
 
 
-def _to_end(sleep: Generator[int, None, Slept]) -> Slept:
+def _to_end(sleep: Generator[int, None, Slept], look: Look) -> Slept:
     while True:
+        look()
         try:
             next(sleep)
         except StopIteration as done:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.adapters.system_clock import SystemClock
@@ -13,20 +14,24 @@ from siltstone.errors import NotFound, Unavailable
 from siltstone.ports import VersionRegistry
 from siltstone.sleep_values import CoreVersion, Lineage, Verdict, VersionState
 
+if TYPE_CHECKING:
+    from siltstone.adapters.sqlite_registry import SqliteRegistry
+
 _REGISTRY: Final = Path("versions/registry.db")
 
 
 class ServedCores:
     """The cores that may serve on a home. What a night made is handed out by the registry alone, verified.
 
-    Safe for several threads: what is kept is opened once, and the registry is.
+    Safe for several threads: what is kept is opened once, and the registry is. It stays open until this is closed.
     """
 
     def __init__(self, config: SiltstoneConfig) -> None:
         self._home = config.home_path
         self._cores = CoreStore(self._home)
         self._configured = self._cores.resolve(config.core)
-        self._registry: VersionRegistry | None = None
+        self._registry: SqliteRegistry | None = None
+        self._lock, self._closed = threading.Lock(), False
 
     def digest(self) -> str:
         """Returns the digest of the core that newcomers get.
@@ -56,16 +61,32 @@ class ServedCores:
             raise NotFound("core that may serve", digest[:12])
         return self._cores.load(digest)
 
+    def close(self) -> None:
+        """Closes the registry. A second call does nothing; nothing is handed out any more."""
+        with self._lock:
+            self._closed = True
+            if self._registry is not None:
+                self._registry.close()
+
+    def __enter__(self) -> ServedCores:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _open(self) -> VersionRegistry | None:
         """Returns the registry, if the home has one by now."""
-        if self._registry is None and (self._home / _REGISTRY).exists():
-            try:
-                from siltstone.adapters.signing import FolderSigner
-                from siltstone.adapters.sqlite_registry import SqliteRegistry
-            except ImportError as error:
-                raise Unavailable("the versions of the core", f"the extra 'sleep' is missing ({error})") from error
-            self._registry = SqliteRegistry(self._home, FolderSigner(self._home), SystemClock())
-        return self._registry
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the versions of the core", "they were closed")
+            if self._registry is None and (self._home / _REGISTRY).exists():
+                try:
+                    from siltstone.adapters.signing import FolderSigner
+                    from siltstone.adapters.sqlite_registry import SqliteRegistry
+                except ImportError as error:
+                    raise Unavailable("the versions of the core", f"the extra 'sleep' is missing ({error})") from error
+                self._registry = SqliteRegistry(self._home, FolderSigner(self._home), SystemClock())
+            return self._registry
 
 
 def record_origin(registry: VersionRegistry, core: Path, code_revision: str) -> None:

@@ -1,7 +1,8 @@
 """The core improves itself on a task that the operator names, and the outcome goes the way of a night's candidate.
 
-1. Read the task. 2. Dream, try and reward, round after round. 3. Distil the rewarded dreams, anchors mixed in. 4. Keep
-the candidate core. 5. Measure it, and record and judge it as a version. No user's words or memories take part: what
+1. See that the task fits the core; clear up after nights before. 2. Dream, try and reward, round after round. 3. Distil
+the rewarded dreams, anchors mixed in. 4. Keep the candidate core. 5. Measure it, and record and judge it as a version.
+Killed or cancelled between any two steps, what serves is untouched. No user's words or memories take part: what
 they said is looked at for the evidence alone, that nothing of it is in the candidate.
 """
 
@@ -13,16 +14,19 @@ import math
 import random
 import re
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 
+from siltstone.adapters.basis_store import BasisStore
 from siltstone.adapters.core_store import CoreStore
 from siltstone.adapters.personal_data import holds_personal_data
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.config import SiltstoneConfig
+from siltstone.crew import Look, go_on
 from siltstone.errors import InvalidInput
 from siltstone.evaluation.external_probes import asked_suites
 from siltstone.gate.measure import HeldOutQuestion, Material
@@ -37,30 +41,20 @@ from siltstone.sleep.restem import RoundDone, TaskDream, self_improve
 from siltstone.sleep.sampled import fault_of
 from siltstone.sleep.tasks import Question, Task
 from siltstone.sleep.tuning import ReadText, Tuner, coefficients_of
-from siltstone.sleep_values import CoreVersion, Lineage, StepDone
+from siltstone.sleep_values import CoreVersion, Lineage, NightStage, StepDone
 from siltstone.values import Message, Role, Sampling
 from siltstone.versions.keeping import origin_of
+from siltstone_services.bed import Bed, engine_of, sampler_of
 from siltstone_services.embedded_store import open_store
 from siltstone_services.evidence_json import to_json
-from siltstone_services.judging import Exam, material_of, shipped_exam
-from siltstone_services.keeping import name_of_night
-from siltstone_services.night import identities_of, make_bed
+from siltstone_services.judging import Exam, exam_of, material_of
+from siltstone_services.keeping import Keeper, name_of_night
+from siltstone_services.night import At, identities_of, make_bed, nobody_watches
 from siltstone_services.served import ServedCores, record_origin
-from siltstone_services.sleeper import (
-    Bed,
-    anchor_items,
-    candidate_of,
-    distil,
-    engine_of,
-    interactions_of,
-    make_plan,
-    sampler_of,
-)
+from siltstone_services.sleeper import anchor_items, candidate_of, distil, interactions_of, make_plan
 from siltstone_services.version_records import open_registry
 
 Say = Callable[[str], None]
-OnRound = Callable[[int, int, int, int], None]
-"""Told of a round: its number, from 1, and how many dreams were sampled, tried and rewarded."""
 
 PROMPTS: Final = (
     "Say this in your own words, in one or two sentences.",
@@ -133,59 +127,101 @@ def run_task(
     task: Task,
     seed: int,
     say: Say,
-    on_round: OnRound,
     on_step: Callable[[StepDone], None],
+    at: At = nobody_watches,
+    look: Look = go_on,
     exam: Exam | None = None,
 ) -> TaskDone:
-    """Runs a sleep over a task in a home folder that no server uses. The caller holds the home.
+    """Runs a sleep over a task in a home folder. A server may use it meanwhile. The caller holds the home's nights.
 
-    Raises: InvalidInput when the task does not fit the core, or no dream of it was rewarded; Corrupt; Unavailable.
-    Nothing was recorded then.
+    What `say`, `on_step` or `at` raises ends it there; up to and with `at(RECORD, ...)` nothing is recorded. So does
+    what `look` raises; see `run_night`. The steps of the dreaming are the dreams that were tried.
+    Raises: InvalidInput when the task does not fit the core, or no dream of it was rewarded; ConfigInvalid and NotFound
+    for a probe file; ConfigInvalid for the policy; Corrupt; Unavailable. Nothing was recorded then.
     """
-    home, exam = config.home_path, exam or shipped_exam()
+    at(NightStage.PLAN, 0, 0)
+    home = config.home_path
     suites = asked_suites(config.gate)
-    cores, served = CoreStore(home), ServedCores(config)
-    loaded = served.load(served.digest())
-    bed = make_bed(config, loaded)
-    _check_fits(task, bed, config)
-    settings = config.sleep.task
-    tuner = Tuner(bed.core, bed.shape, bed.ground.basis, bed.ground.guard, bed.prefix)
-    held_in = Examiner(tuner, bed, task.held_in)
-    before = Examiner(tuner, bed, task.held_out).score(None)
-    # 2.
-    rounds = []
-    for done in self_improve(
-        tuner,
-        lambda dreamer, number: _dream(task, bed, config, dreamer, f"{seed}/{task.digest}/{number}"),
-        lambda copy: held_in.score(copy).nats,
-        settings,
-        seed,
-    ):
-        rounds.append(done)
-        on_round(done.number + 1, done.num_dreamt, len(done.gains), len(done.rewarded))
-    rewarded = [lesson for done in rounds for dream in done.rewarded for lesson in dream.lessons]
-    if not rewarded:
-        raise InvalidInput("the task", "a dream of the core that helps with it", "none")
-    # 3.
-    items = [_learned_item(lesson) for lesson in dict.fromkeys(rewarded)]
-    say(f"{len(items)} exchanges of {sum(len(done.rewarded) for done in rounds)} rewarded dreams")
-    written = distil([*items, *anchor_items(bed, config)], bed, config, seed, on_step)
-    # 4.
-    sleep_id = _sleep_id(task, loaded.digest, config, seed)
-    candidate = candidate_of(written, bed, sleep_id)
-    digest = cores.add(candidate, name_of_night(sleep_id))
-    after = _score_core(Core(candidate.config, candidate.tensors), bed, task.held_out)
-    # 5.
-    with open_registry(config) as registry:
+    exam, cores = exam or exam_of(config, suites), CoreStore(home)
+    with ExitStack() as opened:
+        # 1.
+        served = opened.enter_context(ServedCores(config))
+        loaded = served.load(served.digest())
+        bed = make_bed(config, loaded, look)
+        _check_fits(task, bed, config)
+        store = SqliteSnapshotStore(opened.enter_context(open_store(config)))
+        registry = opened.enter_context(open_registry(config))
+        sleep_id = _sleep_id(task, loaded.digest, config, seed)
+        keeper = Keeper(registry, store, cores, BasisStore(home), {loaded.digest}, config.sleep.keep_versions)
+        keeper.clear_up(sleep_id, say)
+        # 2.
+        tuner = Tuner(bed.core, bed.shape, bed.ground.basis, bed.ground.guard, bed.prefix)
+        before = Examiner(tuner, bed, task.held_out).score(None)
+        rounds = _improve(tuner, task, bed, config, seed, say, at)
+        rewarded = [lesson for done in rounds for dream in done.rewarded for lesson in dream.lessons]
+        if not rewarded:
+            raise InvalidInput("the task", "a dream of the core that helps with it", "none")
+        items = [_learned_item(lesson) for lesson in dict.fromkeys(rewarded)]
+        say(f"{len(items)} exchanges of {sum(len(done.rewarded) for done in rounds)} rewarded dreams")
+        # 3.
+        num_steps = config.sleep.distil.num_steps
+        at(NightStage.DISTIL, 0, num_steps)
+
+        def on_distilled(done: StepDone) -> None:
+            on_step(done)
+            at(NightStage.DISTIL, done.step + 1, num_steps)
+
+        distilled = distil([*items, *anchor_items(bed, config)], bed, config, seed, on_distilled)
+        # 4.
+        candidate = candidate_of(distilled.written, bed, sleep_id)
+        digest = cores.add(candidate, name_of_night(sleep_id))
+        # 5.
+        at(NightStage.MEASURE, 0, 0)
+        after = _score_core(Core(candidate.config, candidate.tensors), bed, task.held_out)
         origin = served.load(origin_of(registry.list(), loaded.digest))
         material = _material(suites, task, bed, config, seed)
-        evidence = exam.measure(home, digest, loaded, origin, material, say, config.engine, {})
+        evidence = exam.measure(home, digest, loaded, origin, material, say, config.engine, {}, look)
+        at(NightStage.RECORD, 0, 0)
         lineage = _lineage(task, sleep_id, loaded.digest, config, seed)
         record_origin(registry, home / "cores" / loaded.digest, lineage.code_revision)
         version = registry.record(home / "cores" / digest, lineage, to_json(evidence, _told(rounds, before, after)))
+        at(NightStage.JUDGE, 0, 0)
         if version.verdict is None:
             version = registry.set_verdict(version.number, judge(evidence, exam.policy))
+        keeper.clear_up(sleep_id, say)
+    say(f"questions held out: {_in_words(before)} before, {_in_words(after)} after")
     return TaskDone(task, tuple(rounds), before, after, version)
+
+
+def _improve(
+    tuner: Tuner, task: Task, bed: Bed, config: SiltstoneConfig, seed: int, say: Say, at: At
+) -> list[RoundDone]:
+    """Dreams, tries and rewards, round after round."""
+    settings = config.sleep.task
+    held_in = Examiner(tuner, bed, task.held_in)
+    num_tries, num_tried = settings.num_rounds * settings.num_kept, 0
+    at(NightStage.DREAM, 0, num_tries)
+
+    def sample(dreamer: Expert | None, number: int) -> list[TaskDream]:
+        at(NightStage.DREAM, num_tried, num_tries)
+        return _dream(task, bed, config, dreamer, f"{seed}/{task.digest}/{number}")
+
+    def score(copy: Expert | None) -> float:
+        nonlocal num_tried
+        num_tried += copy is not None
+        at(NightStage.DREAM, num_tried, num_tries)
+        return held_in.score(copy).nats
+
+    rounds = []
+    for done in self_improve(tuner, sample, score, settings, seed):
+        rounds.append(done)
+        told = f"{done.num_dreamt} dreams, {len(done.rewarded)} of {len(done.gains)} rewarded"
+        say(f"round {done.number + 1}: {told}")
+    return rounds
+
+
+def _in_words(score: Score) -> str:
+    return f"{score.num_right} of {score.num_questions} right ({score.nats:.3f} nats)"
 
 
 def _check_fits(task: Task, bed: Bed, config: SiltstoneConfig) -> None:
@@ -282,6 +318,7 @@ def _sleep_id(task: Task, core: str, config: SiltstoneConfig, seed: int) -> str:
 def _lineage(task: Task, sleep_id: str, parent: str, config: SiltstoneConfig, seed: int) -> Lineage:
     told = {
         "task": task.digest,
+        "policy": config.gate.policy_sha256,
         "sleep": repr(config.sleep),
         "memory": hashlib.sha256(repr(config.memory).encode()).hexdigest(),
         "torch": torch.__version__,

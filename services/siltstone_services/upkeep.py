@@ -17,9 +17,9 @@ from siltstone.ports import SnapshotStore
 from siltstone.sleep.private import PrivateSleeper
 from siltstone.sleep.rebase import RebaseConfig, Rebased, rebase
 from siltstone.values import UserKey
+from siltstone_services.bed import Bed
 from siltstone_services.lanes import Lane, Lanes
 from siltstone_services.private_sleeper import Slept, open_private_sleeper, sleep_one
-from siltstone_services.sleeper import Bed
 
 _log = logging.getLogger(__name__)
 

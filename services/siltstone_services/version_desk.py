@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from siltstone.config import SiltstoneConfig
-from siltstone.sleep_values import Champion, VersionCard, VersionReport
+from siltstone.sleep_values import Champion, VersionCard, VersionComparison, VersionReport
 from siltstone_services.night_desk import without_extra
 
 if TYPE_CHECKING:
@@ -60,6 +60,13 @@ class VersionDesk:
         Raises: NotFound.
         """
         return await self._ask(lambda records: records.explain(number))
+
+    async def compare(self, number: int, other: int) -> VersionComparison:
+        """Returns two versions side by side.
+
+        Raises: NotFound.
+        """
+        return await self._ask(lambda records: records.compare(number, other))
 
     async def champion(self) -> Champion:
         """Returns which version serves.

@@ -17,10 +17,18 @@ from siltstone.adapters.system_clock import SystemClock
 from siltstone.adapters.version_folders import VersionFolders
 from siltstone.config import SiltstoneConfig
 from siltstone.errors import Corrupt, InvalidInput, NotFound, Unavailable
-from siltstone.gate.policy import load_policy
 from siltstone.gate.verdict import explain
 from siltstone.ports import VersionRegistry
-from siltstone.sleep_values import Champion, CoreVersion, Lineage, MeasurementSummary, VersionCard, VersionReport
+from siltstone.sleep_values import (
+    Champion,
+    CoreVersion,
+    Lineage,
+    MeasurementSummary,
+    VersionCard,
+    VersionComparison,
+    VersionReport,
+)
+from siltstone_services.policies import policy_named
 
 PAGE_SIZE: Final = 100
 MAX_PAGE_SIZE: Final = 1000
@@ -33,14 +41,6 @@ class VersionPage:
     versions: tuple[VersionCard, ...]
     next_page_token: str
     champion: Champion | None
-
-
-@dataclass(frozen=True, slots=True)
-class VersionComparison:
-    """Two versions side by side. `origins` holds what differs in where they come from: (what, of one, of the other)."""
-
-    reports: tuple[VersionReport, VersionReport]
-    origins: tuple[tuple[str, str, str], ...]
 
 
 @contextmanager
@@ -89,8 +89,8 @@ class VersionRecords:
 
         Raises: NotFound; Corrupt; Unavailable.
         """
-        version = self._show(number)
-        return () if version.verdict is None else tuple(explain(version.verdict, load_policy()))
+        verdict = self._show(number).verdict
+        return () if verdict is None else tuple(explain(verdict, policy_named(self._config, verdict.policy)))
 
     def compare(self, number: int, other: int) -> VersionComparison:
         """Returns two versions side by side.

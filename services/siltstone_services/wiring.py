@@ -30,10 +30,10 @@ async def embedded_host(config: SiltstoneConfig) -> AsyncIterator[ShardHost]:
         cores = CoreStore(config.home_path)
         digest = cores.resolve(config.core)
         hold.use(digest)
-        served = ServedCores(config)
-        core = await asyncio.to_thread(lambda: served.load(served.digest()))
-        with open_store(config) as file:
-            recall = Bm25Recall(config.text_recall)
-            journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
-            async with EmbeddedHost(core, journal, store, recall, SystemClock(), config, served) as host:
-                yield host
+        with ServedCores(config) as served:
+            core = await asyncio.to_thread(lambda: served.load(served.digest()))
+            with open_store(config) as file:
+                recall = Bm25Recall(config.text_recall)
+                journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
+                async with EmbeddedHost(core, journal, store, recall, SystemClock(), config, served) as host:
+                    yield host

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
-from tiny_home import ADA, BEN, CLEO, DORA, add_tiny_core, open_host, said, teach, tiny_config
+from tiny_home import ADA, BEN, CLEO, DORA, add_tiny_core, is_registry_open, open_host, said, teach, tiny_config
+from tiny_night import state_of
 from typer.testing import CliRunner
 
 from siltstone.adapters.core_store import CoreStore
 from siltstone.adapters.key_file import lineage_key
 from siltstone.errors import ConfigInvalid, InvalidInput, NotFound
-from siltstone.gate.probe_suites import SUITE_NAMES
+from siltstone.gate.policy import MEASURED
+from siltstone.gate.probe_suites import MIN_ITEMS, SUITE_NAMES
 from siltstone.sleep_values import Champion, StepDone, VersionState
 from siltstone.values import Consent, UserKey
 from siltstone.versions.lineage import hash_user
 from siltstone_services.cli import app
 from siltstone_services.core_distance import mean_divergence
 from siltstone_services.night import NightDone, open_registry, run_night
+from siltstone_services.nights import NightCancelled
+from siltstone_services.served import record_origin
 from siltstone_services.version_records import VersionRecords
 
 SETTINGS = {
@@ -139,8 +146,13 @@ def test_without_consent_or_inside_an_empty_window_there_is_nothing_to_sleep_ove
 
     with pytest.raises(InvalidInput, match="nothing"):
         night_of(tmp_path)
-    with pytest.raises(InvalidInput, match="nothing"):
+    with open_registry(tiny_config(tmp_path)) as registry:
+        record_origin(registry, tmp_path / "cores" / CoreStore(tmp_path).resolve("tiny"), "test")
+    with pytest.raises(InvalidInput, match="nothing") as ended:
         night_of(tmp_path, since_ms=1 << 60)
+    # The error still holds all that the night had, and the night has closed what it opened.
+    assert ended.value
+    assert not is_registry_open(tmp_path)
 
 
 def test_memories_of_another_core_are_no_evidence(tmp_path: Path) -> None:
@@ -169,6 +181,29 @@ def test_what_a_core_has_said_is_not_asked_again_and_damage_changes_nothing(
     assert rewritten == files[:1]
     # What a core said that neither serves nor was proposed this night is not kept.
     assert {entry.name for entry in (home / "readings").iterdir()} == {again.version.digest, done.plan.core}
+
+
+@pytest.mark.parametrize(
+    "last_said", ["statements of", "asking the cores, 1 of 2", "reading the anchors", "trying the candidate"]
+)
+def test_a_night_ends_inside_sampling_and_inside_measuring(
+    slept: tuple[Path, NightDone, list[StepDone]], last_said: str
+) -> None:
+    home, _, _ = slept
+    said: list[str] = []
+    before = state_of(home)
+
+    def look() -> None:
+        if said and last_said in said[-1]:
+            raise NightCancelled(1)
+
+    config = tiny_config(home, {**SETTINGS, "sleep.distil.num_steps": 5})
+    with pytest.raises(NightCancelled):
+        run_night(config, 1, 0, said.append, lambda _: None, look=look)
+    # Before it had anything else to say.
+    assert last_said in said[-1]
+    now = state_of(home)
+    assert {**now, "cores": before["cores"]} == before
 
 
 @pytest.mark.parametrize(
@@ -210,3 +245,48 @@ def test_two_versions_are_told_apart_by_what_was_measured_and_where_they_come_fr
     shown = CliRunner().invoke(app, ["--home", str(home), "versions", "compare", *numbers, "--measure"])
     assert shown.exit_code == 0, shown.output
     assert "mean KL" in shown.output
+
+
+def test_an_external_suite_is_judged_by_a_policy_of_the_operators(
+    slept: tuple[Path, NightDone, list[StepDone]],
+) -> None:
+    home, _, _ = slept
+    probe = {"right": "yes", "wrong": "no"}
+    lines = [{**probe, "id": str(at), "cluster": str(at % 9), "prompt": f"Is {at} it?"} for at in range(MIN_ITEMS)]
+    (home / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    shipped = resources.files("siltstone.gate").joinpath("policy.toml").read_text(encoding="utf-8")
+    own = """
+[[checks]]
+name = "ours are answered far better"
+kind = "superior"
+measurement = "mine"
+margin = 1e6
+confidence = 0.95
+power = 0.8
+min_items = 100
+reason = "Nobody can."
+"""
+    content = shipped.replace('name = "siltstone-1"', 'name = "ours"') + own
+    (home / "ours.toml").write_text(content)
+    settings: dict[str, object] = {
+        "gate.external_folder": str(home),
+        "gate.external_suites": ["mine"],
+        "gate.policy": "ours.toml",
+        "gate.policy_sha256": hashlib.sha256(content.encode()).hexdigest(),
+        "sleep.distil.num_steps": 3,
+    }
+
+    done, _ = night_of(home, settings)
+
+    assert done.version.verdict is not None
+    assert done.version.verdict.policy == "ours"
+    (result,) = (one for one in done.version.verdict.results if one.check == "ours are answered far better")
+    assert (result.passed, result.num_items, result.unit) == (False, MIN_ITEMS, "nats/token")
+    assert done.version.lineage.config["policy"] == settings["gate.policy_sha256"]
+    records = VersionRecords(tiny_config(home, settings))
+    explained = "\n".join(records.explain(done.version.number))
+    assert "FAIL  ours are answered far better: mine: " in explained
+    assert "why the limit: Nobody can." in explained
+    # Whatever a policy may name is measured, and nothing else but what is to be reported only.
+    names = [one.name for one in records.get(done.version.number).measurements]
+    assert sorted(names) == sorted([*MEASURED, *SUITE_NAMES, "mine", "similarity_champion"])

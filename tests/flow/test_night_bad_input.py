@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import shutil
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,24 @@ def test_identities_that_cannot_be_believed_end_the_night_before_it_begins(home:
     (home / "people.toml").write_text('[people]\nada = ["office/ada"]\nben = ["office/ada"]\n')
     with pytest.raises(ConfigInvalid, match="office/ada is listed under ada already"):
         sleep(home, settings={"sleep.identities": "people.toml"})
+
+
+def test_a_policy_that_cannot_be_used_ends_the_night_before_it_begins(home: Path) -> None:
+    shipped = resources.files("siltstone.gate").joinpath("policy.toml").read_text(encoding="utf-8")
+    renamed = shipped.replace('name = "siltstone-1"', 'name = "ours"')
+    before = state_of(home)
+    for content, told in (
+        (renamed.replace('measurement = "speed"', 'measurement = "sped"'), "nobody measures 'sped'"),
+        (renamed[: renamed.rindex("[[checks]]")], "missing: the shipped policy's 'no slower than the champion'"),
+        (shipped, "expected a name of its own"),
+    ):
+        (home / "ours.toml").write_text(content)
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        write_config(home, {**SETTINGS, "gate.policy": "ours.toml", "gate.policy_sha256": digest})
+        assert_refused(CliRunner().invoke(app, ["--home", str(home), "sleep", "run"]), 2, told)
+    write_config(home, {**SETTINGS, "gate.policy": "ours.toml"})
+    assert_refused(CliRunner().invoke(app, ["--home", str(home), "sleep", "run"]), 2, "not the file that was meant")
+    assert state_of(home) == before
 
 
 def test_accounts_of_one_person_are_one_and_without_the_file_they_are_as_many_as_they_are(home: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from server_process import echo_server, up
+from server_process import echo_server, start, up
 from tiny_home import ADA, BEN, CLEO, DORA, add_tiny_core, asking, said, tiny_config, write_config
 from typer.testing import CliRunner, Result
 
@@ -26,6 +27,21 @@ from siltstone_services.home import find_server
 from siltstone_services.nights import Nights
 
 FACT = "The printer upstairs is called Gertrude."
+TASK = """
+name = "harbour"
+context = "Two green lamps light the harbour."
+
+[[questions]]
+question = "How many lamps?"
+answer = "two"
+wrong = ["nine"]
+
+[[questions]]
+question = "Which colour?"
+answer = "green"
+wrong = ["brown"]
+held_out = true
+"""
 NO_EXTRA = """
 import sys
 
@@ -61,6 +77,13 @@ def settings(mlflow_address: str) -> dict[str, object]:
         "sleep.held_out_share": 0.0,
         "sleep.consensus.evidence_nats": 0.05,
         "memory.fast.rate": 1.0,
+        "sleep.sampling.min_words": 1,
+        "sleep.task.num_rounds": 1,
+        "sleep.task.num_dreams": 12,
+        "sleep.task.num_kept": 6,
+        "sleep.task.num_steps": 2,
+        "sleep.task.rate": 0.03,
+        "sleep.task.min_gain_nats": 0.0,
         "night.niceness": 0,
         "night.poll_interval_s": 0.05,
         "mlflow.address": mlflow_address,
@@ -144,6 +167,94 @@ async def test_a_server_records_and_answers_while_a_night_runs_until_it_is_cance
             await asyncio.sleep(0.01)
         with pytest.raises(WrongState, match="cancelled"):
             await client.nights.cancel(night.number)
+
+
+async def test_a_task_runs_beside_the_server_as_a_night_does_and_is_cancelled(served: Path) -> None:
+    async with client_of(served) as client:
+        night = await client.nights.run_task(TASK.encode(), 1)
+        assert (night.task, night.seed, night.since_ms) == ("harbour", 1, 0)
+        tried = await seen(client, night.number, lambda now: now.stage is NightStage.DREAM and now.step > 0)
+        assert (tried.num_steps, tried.task) == (6, "harbour")
+        now = await seen(client, night.number, distils)
+        assert now.pid not in (0, os.getpid(), find_server(served).pid)
+        assert (await client.answer(asking(BEN, "Where do I live?")))[0]
+        for call in (client.nights.run(2, 0), client.nights.run_task(TASK.encode(), 2)):
+            with pytest.raises(WrongState, match="begin a second beside it"):
+                await call
+
+        status = await asyncio.to_thread(speak, served, "sleep", "status", str(night.number))
+        assert "harbour" in status.stdout
+        assert "of 10000000" in status.stdout
+        cancelled = await asyncio.to_thread(speak, served, "sleep", "cancel")
+        assert cancelled.exit_code == 0
+        ended = await seen(client, night.number, is_over)
+        assert (ended.stage, ended.version, ended.error) == (NightStage.CANCELLED, 0, "")
+        assert await client.versions.list() == ((), None)
+
+
+def test_a_night_that_would_sample_forever_is_cancelled(
+    tmp_path: Path, served: Path, settings: dict[str, object]
+) -> None:
+    forever = {"sleep.sampling.num_per_user": 100_000, "sleep.sampling.max_s": 1e9, "engine.num_threads": 2}
+    home = make_home(tmp_path, {**settings, **forever})
+    with SqliteFile(served / "siltstone.db", tiny_config(home).store) as file:
+        file.backup_to(home / "siltstone.db")
+    nights = Nights(home, SystemClock(), 9)
+
+    def wait_until(is_there: Callable[[Night], bool]) -> Night:
+        until_s = time.monotonic() + 60
+        while not is_there(night := nights.get(1)):
+            assert not night.is_over, night.error
+            assert time.monotonic() < until_s, night
+            time.sleep(0.02)
+        return night
+
+    assert speak(home, "sleep", "run", "--no-wait").exit_code == 0
+    pid = wait_until(lambda night: "statements of" in night.said).pid
+    try:
+        assert speak(home, "sleep", "cancel").exit_code == 0
+        ended = wait_until(is_over)
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        raise
+    assert (ended.stage, ended.error) == (NightStage.CANCELLED, "")
+
+
+async def test_a_file_that_tells_no_task_begins_no_night(served: Path) -> None:
+    async with client_of(served) as client:
+        before = await client.nights.list()
+        for content, reason in (
+            (b"\xff", "UTF-8"),
+            (TASK.replace("wrong", "wrongs").encode(), "wrongs"),
+            (b"", "name"),
+        ):
+            with pytest.raises(InvalidInput, match=reason):
+                await client.nights.run_task(content, 0)
+        with pytest.raises(InvalidInput, match="seed"):
+            await client.nights.run_task(TASK.encode(), -1)
+        assert await client.nights.list() == before
+
+
+def test_ctrl_c_cancels_a_task_in_the_foreground(tmp_path: Path, endless: dict[str, object]) -> None:
+    home = make_home(tmp_path, endless)
+    (home / "task.toml").write_text(TASK)
+    nights = Nights(home, SystemClock(), 9)
+    process = start(home, "sleep", "task", str(home / "task.toml"))
+    try:
+        while not ((night := nights.running()) and distils(night)):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1
+    assert "night 1 cancelled" in told
+    assert "Traceback" not in told
+    assert nights.get(1).stage is NightStage.CANCELLED
+    assert "no versions yet" in speak(home, "versions", "list").stdout
 
 
 async def test_nights_that_are_not_there_and_wishes_that_cannot_be_are_refused(served: Path) -> None:
@@ -263,3 +374,14 @@ def test_a_whole_night_through_the_server_ends_in_a_version_that_everybody_can_l
     ]
     again = speak(home, "sleep", "run", "--seed", "1")
     assert again.stdout.endswith("version 2: refused\n")
+
+
+@pytest.mark.slow
+def test_a_whole_task_through_the_server_ends_in_a_version(tmp_path: Path, settings: dict[str, object]) -> None:
+    home = make_home(tmp_path, {**settings, "mlflow.name": "a whole task", "sleep.distil.num_steps": 6})
+    (home / "task.toml").write_text(TASK)
+    with up(home):
+        ran = speak(home, "sleep", "task", str(home / "task.toml"))
+    assert ran.exit_code == 0, ran.stderr
+    assert "version 2: refused\nquestions held out: " in ran.stdout
+    assert "harbour" in speak(home, "sleep", "status", "1").stdout

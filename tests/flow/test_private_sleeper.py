@@ -12,13 +12,15 @@ from siltstone.adapters.core_store import CoreStore
 from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
-from siltstone.crew import Crew
+from siltstone.crew import Crew, Look, go_on
 from siltstone.memory.user_memory import UserMemory, from_blob
 from siltstone.values import UserKey
+from siltstone_services.bed import Bed
 from siltstone_services.home import exclusive
 from siltstone_services.night import make_bed
+from siltstone_services.nights import NightCancelled
 from siltstone_services.private_sleeper import Slept, sleep_privately, sleep_where_free
-from siltstone_services.sleeper import Bed, make_plan
+from siltstone_services.sleeper import make_plan
 
 SETTINGS: dict[str, object] = {
     "memory.fast.sleep_tokens": 16,
@@ -53,7 +55,7 @@ def bed_of(home: Path, settings: dict[str, object]) -> Bed:
 
 
 def night_in(
-    home: Path, changes: dict[str, object] | None = None, num_threads: int = 1
+    home: Path, changes: dict[str, object] | None = None, num_threads: int = 1, look: Look = go_on
 ) -> tuple[list[Slept], dict[UserKey, UserMemory]]:
     """Lets the home's users sleep, and returns the sleeps and what is stored of each user."""
     settings = {**SETTINGS, **(changes or {})}
@@ -61,7 +63,7 @@ def night_in(
     with SqliteFile(home / "siltstone.db", config.store) as file:
         store = SqliteSnapshotStore(file)
         plan = make_plan(SqliteJournal(file), store, bed.loaded.digest, 0, 1 << 62, 1)
-        done = sleep_privately(plan, store, bed, config, Crew(num_threads), lambda _: None)
+        done = sleep_privately(plan, store, bed, config, Crew(num_threads, look), lambda _: None)
         stored = {}
         for owner in plan.users:
             snapshot = store.load(owner)
@@ -104,6 +106,25 @@ def test_a_refused_sleep_leaves_the_stored_memory_as_it_was(home: Path) -> None:
     for owner, memory in before.items():
         assert after[owner].sequence == memory.sequence
         assert after[owner].slow_N is None
+
+
+def test_a_private_sleep_that_is_ended_leaves_every_memory_as_it_was(home: Path) -> None:
+    _, before = night_in(home, {"memory.fast.sleep_tokens": 1 << 20, "memory.mid.sleep_tokens": 1 << 20})
+    num_looks = 0
+
+    def look() -> None:
+        nonlocal num_looks
+        num_looks += 1
+        # The first before the call, then between the readings of the first user's sleep.
+        if num_looks == 4:
+            raise NightCancelled(1)
+
+    with pytest.raises(NightCancelled):
+        night_in(home, look=look)
+
+    assert num_looks == 4
+    _, after = night_in(home, {"memory.fast.sleep_tokens": 1 << 20, "memory.mid.sleep_tokens": 1 << 20})
+    assert [memory.sequence for memory in after.values()] == [memory.sequence for memory in before.values()]
 
 
 def test_users_who_sleep_side_by_side_sleep_as_they_would_alone(home: Path) -> None:

@@ -10,9 +10,22 @@ from typing import Any
 
 import pytest
 from tiny_descent import accept, add_descendant, open_versions, promote, roll_back, with_settings
-from tiny_home import ADA, BEN, CLEO, add_tiny_core, answer, asking, blob, said, scores, teach, tiny_config
+from tiny_home import (
+    ADA,
+    BEN,
+    CLEO,
+    add_tiny_core,
+    answer,
+    asking,
+    blob,
+    is_registry_open,
+    said,
+    scores,
+    teach,
+    tiny_config,
+)
 
-from siltstone.errors import Corrupt, NotFound, WrongState
+from siltstone.errors import Corrupt, NotFound, Unavailable, WrongState
 from siltstone.journal.partition import partition_of
 from siltstone.memory.user_memory import from_blob
 from siltstone.values import AnswerEnd, UserKey
@@ -184,15 +197,15 @@ async def test_an_answer_that_runs_while_the_version_changes_ends_as_it_began(ho
 async def test_what_did_not_pass_or_was_tampered_with_never_leads(home: Path) -> None:
     digest = add_descendant(home, FINE, seed=6)
     number = accept(home, digest)
-    served = ServedCores(tiny_config(home))
     refused = add_descendant(home, FINE, seed=7)
     with open_versions(home) as registry:
         lineage = registry.show(number).lineage
         registry.record(home / "cores" / refused, lineage, b"{}")
-    with pytest.raises(WrongState):
-        served.load(refused)
-    with pytest.raises(NotFound):
-        served.load("0" * 64)
+    with ServedCores(tiny_config(home)) as served:
+        with pytest.raises(WrongState):
+            served.load(refused)
+        with pytest.raises(NotFound):
+            served.load("0" * 64)
     async with serving(home) as host:
         first = host.version
         promote(home, number)
@@ -209,3 +222,15 @@ async def test_what_did_not_pass_or_was_tampered_with_never_leads(home: Path) ->
     with pytest.raises(Corrupt):
         async with serving(home):
             pass
+
+
+async def test_a_host_that_was_closed_has_let_go_of_the_registry(home: Path) -> None:
+    accept(home, add_descendant(home, FINE, seed=9))
+    async with serving(home) as host:
+        await host.follow()
+        assert is_registry_open(home)
+    # Somebody still holds the host; what it had open is closed all the same.
+    assert host.version
+    assert not is_registry_open(home)
+    with pytest.raises(Unavailable, match="closed"):
+        await asyncio.to_thread(host._succession._served.digest)  # type: ignore[union-attr]

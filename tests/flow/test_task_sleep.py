@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_home import add_tiny_core, tiny_config, write_config
-from typer.testing import CliRunner
+from tiny_home import add_tiny_core, is_registry_open, tiny_config, write_config
+from tiny_night import exam, state_of
+from typer.testing import CliRunner, Result
 
 from siltstone.adapters.core_store import CoreStore
 from siltstone.errors import InvalidInput
 from siltstone.sleep.tasks import Task, read_task
-from siltstone.sleep_values import VersionState
+from siltstone.sleep_values import NightStage, VersionState
 from siltstone_services.cli import app
 from siltstone_services.night import make_bed
+from siltstone_services.nights import NightCancelled
+from siltstone_services.served import record_origin
 from siltstone_services.task_sleep import TaskDone, exchanges_of, run_task
 from siltstone_services.version_records import open_registry
 
@@ -29,7 +32,7 @@ SETTINGS = {
     "sleep.task.min_gain_nats": 0.0,
 }
 FILE = """
-name = "harbour"
+name = "the [red] harbour"
 context = "{context}"
 
 [[questions]]
@@ -52,7 +55,7 @@ def a_task(context: str = "Two green lamps light the harbour.") -> Task:
 
 def sleep_over(home: Path, task: Task, settings: dict[str, object]) -> TaskDone:
     config = tiny_config(home, {**SETTINGS, **settings})
-    return run_task(config, task, 1, lambda _: None, lambda *_: None, lambda _: None)
+    return run_task(config, task, 1, lambda _: None, lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +89,85 @@ def test_a_task_ends_in_a_version_that_names_it_and_no_user(slept: tuple[Path, T
 
 
 def test_where_no_dream_helps_nothing_is_recorded(tmp_path: Path) -> None:
-    add_tiny_core(tmp_path)
-
-    with pytest.raises(InvalidInput, match="a dream of the core that helps"):
-        sleep_over(tmp_path, a_task(), {"sleep.task.min_gain_nats": 1e6})
+    digest = add_tiny_core(tmp_path)
     with open_registry(tiny_config(tmp_path)) as registry:
-        assert registry.list() == ()
+        record_origin(registry, tmp_path / "cores" / digest, "test")
+        versions = registry.list()
+
+    with pytest.raises(InvalidInput, match="a dream of the core that helps") as ended:
+        sleep_over(tmp_path, a_task(), {"sleep.task.min_gain_nats": 1e6})
+    assert ended.value
+    assert not is_registry_open(tmp_path)
+    with open_registry(tiny_config(tmp_path)) as registry:
+        assert registry.list() == versions
+
+
+def test_a_task_that_was_cancelled_at_any_stage_leaves_nothing_and_can_be_run_again(tmp_path: Path) -> None:
+    add_tiny_core(tmp_path)
+    config = tiny_config(tmp_path, SETTINGS)
+    before = state_of(tmp_path)
+    stages: dict[NightStage, int] = {}
+
+    def sleep_until(last: NightStage | None) -> TaskDone:
+        stages.clear()
+
+        def at(stage: NightStage, step: int, num_steps: int) -> None:
+            assert step <= num_steps or not num_steps
+            stages[stage] = step
+            # Where steps are counted, behind one of them.
+            if stage is last and (step or not num_steps):
+                raise NightCancelled(1)
+
+        return run_task(config, a_task(), 1, lambda _: None, lambda _: None, at, exam=exam())
+
+    begun = [NightStage.PLAN, NightStage.DREAM, NightStage.DISTIL, NightStage.MEASURE, NightStage.RECORD]
+    for place, stage in enumerate(begun):
+        with pytest.raises(NightCancelled):
+            sleep_until(stage)
+        assert list(stages) == begun[: place + 1]
+        now = state_of(tmp_path)
+        assert {**now, "cores": before["cores"]} == before
+    done = sleep_until(None)
+    assert list(stages) == [*begun, NightStage.JUDGE]
+    assert stages[NightStage.DISTIL] == 6
+    assert done.version.state is VersionState.ACCEPTED
+    assert state_of(tmp_path)["cores"] == sorted([*before["cores"], done.version.digest])
+
+
+def test_what_a_cancelled_task_has_kept_is_cleared_away_by_the_next(tmp_path: Path) -> None:
+    add_tiny_core(tmp_path)
+    config = tiny_config(tmp_path, SETTINGS)
+
+    def at(stage: NightStage, *_: int) -> None:
+        if stage is NightStage.MEASURE:
+            raise NightCancelled(1)
+
+    with pytest.raises(NightCancelled):
+        run_task(config, a_task(), 1, lambda _: None, lambda _: None, at)
+    assert len(CoreStore(tmp_path).list()) == 2
+
+    done = run_task(config, a_task("Two brown lamps."), 1, lambda _: None, lambda _: None, exam=exam())
+
+    assert {core.digest for core in CoreStore(tmp_path).list()} == {done.version.digest, done.version.lineage.parent}
+
+
+def test_the_command_line_runs_a_task_and_tells_what_came_of_it(slept: tuple[Path, TaskDone]) -> None:
+    home, done = slept
+    write_config(home, SETTINGS)
+    file = home / "task.toml"
+    file.write_text(FILE.format(context=done.task.context))
+
+    def speak(*words: str) -> Result:
+        return CliRunner().invoke(app, ["--home", str(home), *words], env={"COLUMNS": "200"})
+
+    ran = speak("sleep", "task", str(file), "--seed", "1")
+
+    assert ran.exit_code == 0, ran.output
+    assert "round 2: " in ran.stderr
+    # The same task again is the same version.
+    assert f"version {done.version.number}: refused\nquestions held out: " in ran.stdout
+    assert "the [red] harbour  done" in speak("sleep", "status").stdout
+    assert "questions held out: " in speak("sleep", "status", "1").stdout
 
 
 def test_a_text_that_does_not_fit_the_core_is_refused(tmp_path: Path) -> None:

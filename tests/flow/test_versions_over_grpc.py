@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import pytest_asyncio
 from echo_host import EchoHost
 from tiny_descent import open_versions
-from tiny_versions import accept, record, verdict
+from tiny_versions import accept, add_core, lineage, record, verdict
 from typer.testing import CliRunner, Result
 
 from siltstone.adapters.system_clock import SystemClock
@@ -21,6 +23,7 @@ from siltstone_services.client import SiltstoneClient
 from siltstone_services.gateway import Gateway
 from siltstone_services.home import announced
 from siltstone_services.operator_desk import operator_desk
+from siltstone_services.version_records import VersionRecords
 
 
 @pytest.fixture
@@ -111,6 +114,66 @@ async def test_evidence_that_was_changed_is_not_told(client: SiltstoneClient, ho
     with pytest.raises(Corrupt, match="the evidence of version 1"):
         await client.versions.get(1)
     assert (await client.versions.get(2)).card.number == 2
+
+
+def measured(*values: float) -> bytes:
+    told = {
+        "name": "capability",
+        "unit": "nats/token",
+        "candidate": values,
+        "champion": [],
+        "origin": [0.5],
+        "higher_is_better": True,
+    }
+    return json.dumps({"measurements": [told]}).encode()
+
+
+async def test_two_versions_are_compared_through_the_server(
+    client: SiltstoneClient,
+    home: Path,
+    config: SiltstoneConfig,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with open_versions(home) as registry:
+        for seed, values in ((5, (0.25, 0.75)), (6, (1.0,))):
+            registry.record(add_core(home, seed), lineage(f"night-{seed}", f"core-{seed}"), measured(*values))
+
+    found = await client.versions.compare(5, 6)
+
+    assert found == VersionRecords(config).compare(5, 6)
+    assert [
+        (one.num_items, one.candidate, one.champion) for report in found.reports for one in report.measurements
+    ] == [
+        (2, 0.5, None),
+        (1, 1.0, None),
+    ]
+    assert found.origins == (("parent", "core-5", "core-6"), ("night", "night-5", "night-6"))
+    assert (await client.versions.compare(3, 3)).origins == ()
+    with pytest.raises(NotFound, match="version"):
+        await client.versions.compare(5, 9)
+
+    # The command has it from the server alone: the home that it is started with holds nothing.
+    monkeypatch.setenv("COLUMNS", "200")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+
+    async def speak(*words: str) -> Result:
+        said = ["--home", str(elsewhere), "versions", "compare", *words]
+        return await asyncio.to_thread(CliRunner().invoke, app, said)
+
+    shown = await speak("5", "6", "--address", client.address)
+    assert shown.exit_code == 0, shown.stderr
+    assert "capability 0.5 1 0.5 nats/token" in " ".join(shown.stdout.split())
+    assert "night-5 night-6" in " ".join(shown.stdout.split())
+    assert (await speak("5", "9", "--address", client.address)).exit_code == 4
+    refused = await speak("5", "6", "--measure", "--address", client.address)
+    assert refused.exit_code == 3
+    assert "a home on this machine" in refused.stderr
+    # A server that runs on the home is found without being named.
+    with announced(elsewhere, client.address):
+        assert (await speak("5", "6")).stdout == shown.stdout
+    assert (await speak("5", "6", "--address", "127.0.0.1:1")).exit_code == 2
+    assert (await speak("5", "6")).exit_code == 4
 
 
 def test_the_command_line_moves_the_champion_of_a_home_without_a_server(

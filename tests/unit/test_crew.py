@@ -46,6 +46,22 @@ def test_an_error_is_raised_when_all_have_ended() -> None:
     assert ended.is_set()
 
 
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_what_a_look_raises_ends_the_run_and_no_further_call_is_made(num_threads: int) -> None:
+    made: list[int] = []
+
+    def look() -> None:
+        if made:
+            raise ValueError("enough")
+
+    crew = Crew(num_threads, look)
+    assert crew.run([lambda: 5]) == [5]
+    with pytest.raises(ValueError, match="enough"):
+        crew.run([lambda n=n: made.append(n) for n in range(100)])
+    # Each thread may have begun one before the first had ended.
+    assert 1 <= len(made) <= num_threads
+
+
 def test_users_absorbed_side_by_side_remember_what_they_do_in_one_batch() -> None:
     said = {
         name: [tiny.interaction(f"{name}{n}", f"I am {name} and bake {n} loaves of rye.", user=name) for n in range(k)]

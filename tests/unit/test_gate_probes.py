@@ -130,7 +130,7 @@ def test_the_config_says_what_is_asked_besides(tmp_path: Path) -> None:
     *shipped, mine = asked_suites(GateConfig(str(tmp_path), ("mine",)))
     assert tuple(shipped) == load_suites()
     assert (mine.name, len(mine.probes)) == ("mine", MIN_ITEMS)
-    for names in (("refusal",), ("../mine",), ("mine", "mine"), ("",)):
+    for names in (("refusal",), ("kl_champion",), ("../mine",), ("mine", "mine"), ("",)):
         with pytest.raises(ConfigInvalid, match="external_suites"):
             asked_suites(GateConfig(str(tmp_path), names))
     with pytest.raises(NotFound, match=r"other\.jsonl"):

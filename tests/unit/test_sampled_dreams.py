@@ -11,6 +11,7 @@ from tiny import CharTokenizer, world
 
 from siltstone.adapters.personal_data import holds_personal_data
 from siltstone.adapters.system_clock import SystemClock
+from siltstone.crew import Crew, Look, go_on
 from siltstone.errors import ConfigInvalid
 from siltstone.inference.engine import AnswerEngine, EngineConfig
 from siltstone.memory.restate import cue
@@ -36,7 +37,10 @@ CONFIG = SamplingConfig(num_per_user=6, temperature=1.0, max_tokens=12, min_word
 
 
 def dreams_of(
-    config: SamplingConfig = CONFIG, users: tuple[UserKey, ...] = (ADA, BOB), max_waiting: int = 3
+    config: SamplingConfig = CONFIG,
+    users: tuple[UserKey, ...] = (ADA, BOB),
+    max_waiting: int = 3,
+    look: Look = go_on,
 ) -> tuple[list[SampledText], dict[DropReason, int]]:
     here = world()
     with torch.no_grad():
@@ -47,7 +51,7 @@ def dreams_of(
     )
     memories = {owner: coefficients_of(here, seed) for seed, owner in enumerate(users)}
     cues = cues_of(STATEMENTS, config, "night", cue)
-    sampler = Sampler([engine], CharTokenizer(), SystemClock())
+    sampler = Sampler([engine], CharTokenizer(), SystemClock(), Crew(1, look))
     kept, dropped = sample_dreams(sampler, cues, memories, config, lambda text: "7" in text)
     assert engine.num_running == 0
     return kept, dict(dropped)
@@ -102,6 +106,20 @@ def test_who_has_no_memory_dreams_nothing() -> None:
     kept, dropped = dreams_of(users=())
 
     assert (kept, dropped) == ([], {})
+
+
+def test_whoever_looks_may_end_the_sampling_between_two_tokens() -> None:
+    num_looks = 0
+
+    def look() -> None:
+        nonlocal num_looks
+        num_looks += 1
+        if num_looks == 5:
+            raise TimeoutError("enough")
+
+    with pytest.raises(TimeoutError, match="enough"):
+        dreams_of(SamplingConfig(num_per_user=1000, max_tokens=12, max_s=1e9), look=look)
+    assert num_looks == 5
 
 
 def test_what_has_not_begun_in_time_is_dropped_and_counted() -> None:

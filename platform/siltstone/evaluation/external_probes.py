@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from siltstone.errors import ConfigInvalid, NotFound
+from siltstone.gate.policy import MEASURED
 from siltstone.gate.probe_suites import MIN_ITEMS, SUITE_NAMES, Probe, ProbeSuite, load_suites, make_suite, parse_suite
 from siltstone.gate.settings import GateConfig
 
@@ -45,8 +46,8 @@ def asked_suites(config: GateConfig) -> tuple[ProbeSuite, ...]:
     """
     external: list[ProbeSuite] = []
     for name in config.external_suites:
-        if not _NAME.fullmatch(name) or name in SUITE_NAMES:
-            raise ConfigInvalid("gate.external_suites", f"{name!r:.80} is shipped, or no plain name")
+        if not _NAME.fullmatch(name) or name in (*SUITE_NAMES, *MEASURED):
+            raise ConfigInvalid("gate.external_suites", f"{name!r:.80} is measured already, or no plain name")
         read = _PUBLISHED.get(name)
         folder = Path(config.external_folder)
         external += read(folder) if read is not None else [_read_own(folder / f"{name}.jsonl", name)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
@@ -34,6 +34,18 @@ class Statistic(StrEnum):
     P99 = "p99"
     WORST = "worst"
 
+
+MEASURED: Final = (
+    "benefit",
+    "canary_exposure",
+    "bits_per_byte",
+    "agreement_champion",
+    "kl_champion",
+    "kl_origin",
+    "load_failures",
+    "speed",
+)
+"""What is measured besides one thing a suite, and may be judged. Not `similarity_champion`: see `gate/anchors.py`."""
 
 _COMPARISONS: Final = (
     Kind.SUPERIOR,
@@ -92,6 +104,29 @@ def parse_policy(tree: Mapping[str, Any]) -> Policy:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigInvalid("policy.checks", f"two checks are named {twice[0]!r}")
     return Policy(_text("policy", tree, "name"), rules)
+
+
+def require_whole(policy: Policy, suites: Iterable[str]) -> None:
+    """Refuses a policy that leaves out a check of the shipped one, or has one of what nobody measures.
+
+    A limit may be another than the shipped one; a check may not be missing. `suites` are those that are asked: each is
+    a measurement of its name.
+    Raises: ConfigInvalid.
+    """
+    shipped = load_policy()
+    if policy.name == shipped.name:
+        # A verdict names its policy, and is to be understood by that name later.
+        raise ConfigInvalid("policy.name", f"{policy.name!r} is the shipped one's: expected a name of its own")
+    known = {*MEASURED, *suites}
+    for rule in policy.rules:
+        if rule.measurement not in known:
+            expected = f"expected one of {', '.join(sorted(known))}"
+            raise ConfigInvalid(f"policy, check {rule.name!r}", f"nobody measures {rule.measurement!r}; {expected}")
+    asked = {(rule.kind, rule.measurement, rule.statistic) for rule in policy.rules}
+    for rule in shipped.rules:
+        if (rule.kind, rule.measurement, rule.statistic) not in asked:
+            told = f"{rule.kind.value} of {rule.measurement} ({rule.statistic.value})"
+            raise ConfigInvalid("policy.checks", f"missing: the shipped policy's {rule.name!r}, {told}")
 
 
 def _parse_rule(where: str, entry: object) -> Rule:

@@ -23,6 +23,9 @@ class ConsensusConfig:
 
     k_min: int = 3
     """People who must have said a word, and whose memories must hold it where it is dreamt."""
+    max_readers: int = 6
+    """People whose memories read a dream, at most: first those who have said its rarest words. With how many users
+    there are, what a dream costs does not grow."""
     evidence_nats: float = 1.0
     """How much likelier a memory must find a token than the core does."""
     sharpness: float = 2.0
@@ -31,6 +34,8 @@ class ConsensusConfig:
     def __post_init__(self) -> None:
         if self.k_min < 2:
             raise ConfigInvalid("sleep.consensus", f"k_min: expected at least 2, found {self.k_min}")
+        if self.max_readers < self.k_min:
+            raise ConfigInvalid("sleep.consensus", f"max_readers: expected at least k_min, found {self.max_readers}")
         if not 1 <= self.sharpness < math.inf:
             raise ConfigInvalid("sleep.consensus", f"sharpness: expected at least 1, found {self.sharpness}")
         if not 0 < self.evidence_nats < math.inf:

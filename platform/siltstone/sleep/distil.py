@@ -34,7 +34,7 @@ _READ_TOGETHER: Final = 8
 class DistilConfig:
     """How a student is trained."""
 
-    num_steps: int = 120
+    num_steps: int = 100
     """Steps of training; each reads some dreams and some anchors."""
     rate: float = 4e-3
     """Largest step of AdamW; it rises over the first steps and falls to zero."""

@@ -5,7 +5,9 @@ Shapes: B dreams of a batch, T tokens, D width, U memories, N learned tokens of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,6 +38,17 @@ class Dream:
         """Returns who may be evidence anywhere in it: the supporters of every word with at least `k_min` of them."""
         return frozenset().union(*(people for people in self.supporters if len(people) >= k_min))
 
+    def readers(self, k_min: int, most: int) -> tuple[str, ...]:
+        """Returns whose memories read it: of those who may be evidence first who has said its rarest words.
+
+        Between people alike chance decides, by the dream alone: nobody reads every dream because of a name.
+        """
+        chance, chosen = random.Random(repr(self.lesson.ids)), dict[str, None]()
+        groups = {people for people in self.supporters if len(people) >= k_min}
+        for people in sorted(groups, key=lambda people: (len(people), sorted(people))):
+            chosen.update(dict.fromkeys(chance.sample(sorted(people), len(people))))
+        return tuple(chosen)[:most]
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -44,6 +57,8 @@ class Reading:
     core_logp_N: tuple[float, ...]
     people: tuple[str, ...]
     memory_logp_UN: tuple[tuple[float, ...], ...]
+    certain_UN: tuple[tuple[int | None, ...], ...] = ()
+    """The token that a memory is certain of, having learned it; None where it is certain of none."""
 
 
 class DreamReader:
@@ -56,11 +71,17 @@ class DreamReader:
         self._crew = crew or Crew()
 
     def read(
-        self, dreams: Sequence[Dream], coefficients: Mapping[str, Sequence[Tensor]], k_min: int, batch: int
+        self,
+        dreams: Sequence[Dream],
+        coefficients: Mapping[str, Sequence[Tensor]],
+        readers: Callable[[Dream], Iterable[str]],
+        evidence_nats: float,
+        batch: int,
     ) -> Iterator[tuple[int, Reading]]:
-        """Yields the reading of every dream, with its index, under the memories of the people who may be evidence.
+        """Yields the reading of every dream, with its index, under the memories of its `readers`.
 
-        `coefficients` holds the memories of each person's accounts, [N] each.
+        `coefficients` holds the memories of each person's accounts, [N] each. A memory is certain of a token that it
+        finds likelier than all others together, and likelier than the core does by `evidence_nats`.
         """
         order = sorted(range(len(dreams)), key=lambda index: len(dreams[index].lesson.ids))
         parts = [
@@ -69,14 +90,18 @@ class DreamReader:
         # As many batches side by side as there are threads; a batch is read alike whichever thread has it.
         for start in range(0, len(parts), self._crew.num_threads):
             calls = [
-                partial(self._read_batch, part, coefficients, k_min)
+                partial(self._read_batch, part, coefficients, readers, evidence_nats)
                 for part in parts[start : start + self._crew.num_threads]
             ]
             for readings in self._crew.run(calls):
                 yield from readings
 
     def _read_batch(
-        self, part: Sequence[tuple[int, Dream]], coefficients: Mapping[str, Sequence[Tensor]], k_min: int
+        self,
+        part: Sequence[tuple[int, Dream]],
+        coefficients: Mapping[str, Sequence[Tensor]],
+        readers: Callable[[Dream], Iterable[str]],
+        evidence_nats: float,
     ) -> list[tuple[int, Reading]]:
         core, shape = self._core, self._shape
         lessons = [dream.lesson for _, dream in part]
@@ -84,28 +109,36 @@ class DreamReader:
         ids = pad([lesson.ids for lesson in lessons], core.device)
         with torch.no_grad():
             below = run_layers(core, core.embed(ids), 0, shape.first_layer, self._prefix)
-            everyone = range(len(part))
-            bare = self._logp(below, part, everyone, None)
-            found: list[list[tuple[str, tuple[float, ...]]]] = [[] for _ in part]
+            sizes = [len(dream.places) for _, dream in part]
+            bare = self._logp(below, part, range(len(part)), None).split(sizes)
+            found: list[list[tuple[str, _Held]]] = [[] for _ in part]
             asked: dict[str, list[int]] = {}
             for row, (_, dream) in enumerate(part):
-                for person in sorted(dream.people(k_min)):
+                for person in readers(dream):
                     asked.setdefault(person, []).append(row)
             for person, rows in sorted(asked.items()):
                 for own in coefficients.get(person, ()):
-                    for row, logp in zip(rows, self._logp(below, part, rows, own), strict=True):
-                        found[row].append((person, logp))
-        return [
-            (
-                index,
-                Reading(bare[row], tuple(person for person, _ in found[row]), tuple(logp for _, logp in found[row])),
-            )
-            for row, (index, _) in enumerate(part)
-        ]
+                    logp_NV = self._logp(below, part, rows, own)
+                    parts = logp_NV.split([sizes[row] for row in rows])
+                    for row, own_NV in zip(rows, parts, strict=True):
+                        found[row].append((person, _held(own_NV, bare[row], part[row][1], evidence_nats)))
+            return [
+                (
+                    index,
+                    Reading(
+                        tuple(_of_targets(bare[row], dream)),
+                        tuple(person for person, _ in found[row]),
+                        tuple(held.logp_N for _, held in found[row]),
+                        tuple(held.certain_N for _, held in found[row]),
+                    ),
+                )
+                for row, (index, dream) in enumerate(part)
+            ]
 
     def _logp(
         self, below_BTD: Tensor, part: Sequence[tuple[int, Dream]], rows: Sequence[int], own_N: Tensor | None
-    ) -> list[tuple[float, ...]]:
+    ) -> Tensor:
+        """Returns the log-probabilities of every token at the learned places of rows, in their order: [N, V]."""
         core, shape = self._core, self._shape
         bend = None
         if own_N is not None:
@@ -115,14 +148,27 @@ class DreamReader:
         places = [part[row][1].places for row in rows]
         row_N = torch.tensor([at for at, own in enumerate(places) for _ in own], device=core.device)
         place_N = torch.tensor([place for own in places for place in own], device=core.device)
-        target_N = torch.tensor(
-            [part[row][1].lesson.ids[place] for row, own in zip(rows, places, strict=True) for place in own],
-            device=core.device,
-        )
-        logits = core.logits(x[row_N, place_N - 1]).float()
-        logp = (logits.gather(1, target_N[:, None])[:, 0] - logits.logsumexp(dim=1)).tolist()
-        parts, at = [], 0
-        for own in places:
-            parts.append(tuple(logp[at : at + len(own)]))
-            at += len(own)
-        return parts
+        return core.logits(x[row_N, place_N - 1]).float().log_softmax(dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a memory holds of a dream's learned tokens."""
+
+    logp_N: tuple[float, ...]
+    certain_N: tuple[int | None, ...]
+
+
+def _held(logp_NV: Tensor, core_NV: Tensor, dream: Dream, evidence_nats: float) -> _Held:
+    likeliest = logp_NV.max(dim=1)
+    learned_N = likeliest.values - core_NV.gather(1, likeliest.indices[:, None])[:, 0] >= evidence_nats
+    certain_N = (learned_N & (likeliest.values > -math.log(2))).tolist()
+    tokens = likeliest.indices.tolist()
+    certain = tuple(token if is_certain else None for token, is_certain in zip(tokens, certain_N, strict=True))
+    return _Held(tuple(_of_targets(logp_NV, dream)), certain)
+
+
+def _of_targets(logp_NV: Tensor, dream: Dream) -> list[float]:
+    targets = torch.tensor([dream.lesson.ids[place] for place in dream.places], device=logp_NV.device)
+    found: list[float] = logp_NV.gather(1, targets[:, None])[:, 0].tolist()
+    return found

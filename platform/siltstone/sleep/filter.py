@@ -24,6 +24,7 @@ class DropReason(StrEnum):
     OVER_CAP = "over_cap"
     NOT_SUPPORTED = "not_supported"
     NOT_LEARNED = "not_learned"
+    CONTESTED = "contested"
     EMPTY = "empty"
     TOO_SHORT = "too_short"
     REPETITIVE = "repetitive"

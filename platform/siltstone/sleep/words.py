@@ -28,6 +28,11 @@ def words_in(text: str) -> list[str]:
     return [word.casefold() for word in _WORD.findall(text)]
 
 
+def is_telling(text: str) -> bool:
+    """Returns whether a token's text, which may be the beginning of a word alone, says something of its own."""
+    return text.strip().isalnum() and text.strip().casefold() not in COMMON_WORDS
+
+
 def who_said(texts: Iterable[tuple[str, str]]) -> dict[str, frozenset[str]]:
     """Returns, for every telling word, the people who used it. `texts` are (person, text)."""
     found: dict[str, set[str]] = {}

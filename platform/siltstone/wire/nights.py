@@ -30,6 +30,12 @@ def run_request_to_proto(seed: int, since_ms: int) -> pb.RunNightRequest:
 
 
 @refusing_what_does_not_fit
+def task_request_to_proto(content: bytes, seed: int) -> pb.RunTaskRequest:
+    """Writes what is asked of a night over a task."""
+    return pb.RunTaskRequest(content=content, seed=seed)
+
+
+@refusing_what_does_not_fit
 def night_to_proto(night: Night) -> pb.Night:
     """Writes a night."""
     return pb.Night(
@@ -47,6 +53,7 @@ def night_to_proto(night: Night) -> pb.Night:
         version=night.version,
         verdict=night.verdict,
         error=night.error,
+        task=night.task,
     )
 
 
@@ -70,4 +77,5 @@ def night_from_proto(night: pb.Night) -> Night:
         version=night.version,
         verdict=night.verdict,
         error=night.error,
+        task=night.task,
     )

@@ -11,6 +11,7 @@ from siltstone.sleep_values import (
     MeasurementSummary,
     Verdict,
     VersionCard,
+    VersionComparison,
     VersionReport,
     VersionState,
 )
@@ -74,22 +75,11 @@ def report_to_proto(report: VersionReport) -> pb.GetVersionResponse:
     return pb.GetVersionResponse(
         version=version_to_proto(report.card),
         verdict=None if report.verdict is None else _verdict_to_proto(report.verdict),
-        measurements=[
-            pb.MeasurementSummary(
-                name=one.name,
-                unit=one.unit,
-                num_items=one.num_items,
-                candidate=one.candidate,
-                champion=one.champion,
-                origin=one.origin,
-                higher_is_better=one.higher_is_better,
-            )
-            for one in report.measurements
-        ],
+        measurements=map(_measurement_to_proto, report.measurements),
     )
 
 
-def report_from_proto(response: pb.GetVersionResponse) -> VersionReport:
+def report_from_proto(response: pb.GetVersionResponse | pb.VersionReport) -> VersionReport:
     """Reads a version with its evidence in short and its verdict.
 
     Raises: InvalidInput for an unknown state.
@@ -97,18 +87,33 @@ def report_from_proto(response: pb.GetVersionResponse) -> VersionReport:
     return VersionReport(
         version_from_proto(response.version),
         _verdict_from_proto(response.verdict) if response.HasField("verdict") else None,
-        tuple(
-            MeasurementSummary(
-                name=one.name,
-                unit=one.unit,
-                num_items=one.num_items,
-                candidate=one.candidate if one.HasField("candidate") else None,
-                champion=one.champion if one.HasField("champion") else None,
-                origin=one.origin if one.HasField("origin") else None,
-                higher_is_better=one.higher_is_better,
-            )
-            for one in response.measurements
-        ),
+        tuple(map(_measurement_from_proto, response.measurements)),
+    )
+
+
+@refusing_what_does_not_fit
+def comparison_to_proto(comparison: VersionComparison) -> pb.CompareVersionsResponse:
+    """Writes two versions side by side."""
+    one, other = (
+        pb.VersionReport(
+            version=version_to_proto(report.card),
+            verdict=None if report.verdict is None else _verdict_to_proto(report.verdict),
+            measurements=map(_measurement_to_proto, report.measurements),
+        )
+        for report in comparison.reports
+    )
+    origins = [pb.OriginDifference(name=name, value=own, other=others) for name, own, others in comparison.origins]
+    return pb.CompareVersionsResponse(version=one, other=other, origins=origins)
+
+
+def comparison_from_proto(response: pb.CompareVersionsResponse) -> VersionComparison:
+    """Reads two versions side by side.
+
+    Raises: InvalidInput for an unknown state.
+    """
+    return VersionComparison(
+        (report_from_proto(response.version), report_from_proto(response.other)),
+        tuple((one.name, one.value, one.other) for one in response.origins),
     )
 
 
@@ -121,6 +126,30 @@ def champion_to_proto(champion: Champion) -> pb.Champion:
 def champion_from_proto(champion: pb.Champion) -> Champion:
     """Reads which version serves."""
     return Champion(champion.number, champion.digest, champion.epoch)
+
+
+def _measurement_to_proto(summary: MeasurementSummary) -> pb.MeasurementSummary:
+    return pb.MeasurementSummary(
+        name=summary.name,
+        unit=summary.unit,
+        num_items=summary.num_items,
+        candidate=summary.candidate,
+        champion=summary.champion,
+        origin=summary.origin,
+        higher_is_better=summary.higher_is_better,
+    )
+
+
+def _measurement_from_proto(summary: pb.MeasurementSummary) -> MeasurementSummary:
+    return MeasurementSummary(
+        name=summary.name,
+        unit=summary.unit,
+        num_items=summary.num_items,
+        candidate=summary.candidate if summary.HasField("candidate") else None,
+        champion=summary.champion if summary.HasField("champion") else None,
+        origin=summary.origin if summary.HasField("origin") else None,
+        higher_is_better=summary.higher_is_better,
+    )
 
 
 def _verdict_to_proto(verdict: Verdict) -> pb.Verdict:

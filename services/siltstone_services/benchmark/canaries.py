@@ -31,21 +31,14 @@ from siltstone.gate.verdict import judge
 from siltstone.model.core import Core, forward
 from siltstone.sleep_values import Evidence, Measurement, Verdict
 from siltstone.values import Consent, Interaction, InteractionKind, Message, Role, UserKey
+from siltstone_services.bed import Bed
 from siltstone_services.benchmark.own_teachers import own_targets
 from siltstone_services.benchmark.verdicts import failed_measurements
+from siltstone_services.dream_stage import DreamtNight, dream
 from siltstone_services.embedded_store import open_store
 from siltstone_services.judging import single_words
 from siltstone_services.night import make_bed
-from siltstone_services.sleeper import (
-    Bed,
-    DreamtNight,
-    candidate_of,
-    distil,
-    dream,
-    interactions_of,
-    items_of,
-    make_plan,
-)
+from siltstone_services.sleeper import candidate_of, distil, interactions_of, items_of, make_plan
 from siltstone_services.wiring import embedded_host
 
 _TENANT: Final = "planted"
@@ -190,9 +183,11 @@ class CanaryTrial:
         config, bed, night = self._config, self._bed, self.dream(arm, seed)
         if arm is Arm.NO_ANCHORS:
             bare = replace(config.sleep.distil, anchor_weight=0.0, num_anchors=0)
-            config = replace(config, sleep=replace(config.sleep, distil=bare))
-        expert = distil(items_of(night, bed, config), bed, config, seed, lambda _: None)
-        candidate = Core(bed.loaded.config, candidate_of(expert, bed, arm).tensors, bed.core.device, bed.core.dtype)
+            config = replace(config, sleep=replace(config.sleep, distil=bare, most_drift_nats=0.0))
+        distilled = distil(items_of(night, bed, config), bed, config, seed, lambda _: None)
+        candidate = Core(
+            bed.loaded.config, candidate_of(distilled.written, bed, arm).tensors, bed.core.device, bed.core.dtype
+        )
         return self._measure(candidate, self.targets(night), str(arm))
 
     def _measure(self, candidate: Core, targets: Mapping[Holders, int], name: str) -> CanaryNight:

@@ -9,7 +9,8 @@ from siltstone.memory.user_memory import from_blob
 from siltstone.ports import SnapshotStore
 from siltstone.sleep.consensus import ConsensusConfig, Raised, consensus
 from siltstone.sleep.dreams import Dream, DreamReader, Reading
-from siltstone_services.sleeper import Bed, DreamtNight, crew_of
+from siltstone_services.bed import Bed, crew_of
+from siltstone_services.dream_stage import DreamtNight
 
 
 def own_targets(night: DreamtNight, store: SnapshotStore, bed: Bed, config: SiltstoneConfig) -> DreamtNight:
@@ -26,8 +27,11 @@ def own_targets(night: DreamtNight, store: SnapshotStore, bed: Bed, config: Silt
             memory = from_blob(one.owner, snapshot.blob, bed.ground.version, bed.shape)
             memories[one.person] = [memory.coefficients()]
     reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix, crew_of(config))
+    evidence_nats = config.sleep.consensus.evidence_nats
     raised: dict[int, tuple[Raised, ...]] = {}
-    for index, reading in reader.read(dreams, memories, 1, config.sleep.read_batch):
+    for index, reading in reader.read(
+        dreams, memories, lambda one: (one.person,), evidence_nats, config.sleep.read_batch
+    ):
         raised[index] = _as_if_agreed(reading, config.sleep.consensus)
     return replace(night, dreams=tuple(dreams), raised=tuple(raised[index] for index in range(len(dreams))))
 

@@ -17,15 +17,17 @@ else:
 
 app = typer.Typer(no_args_is_help=True, help="Let the shared core learn what many users' memories agree on.")
 
+SeedOption = Annotated[int, typer.Option(help="Seed of everything drawn.", min=0)]
+LookOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Look on until it is over.")]
 NightArgument = Annotated[int | None, typer.Argument(help="The number of a night.", min=1)]
 
 
 @app.command("run")
 def run(
     context: typer.Context,
-    seed: Annotated[int, typer.Option(help="Seed of everything drawn.", min=0)] = 0,
+    seed: SeedOption = 0,
     since: Annotated[int, typer.Option(help="Only what was said since, in milliseconds since 1970.", min=0)] = 0,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Look on until it is over.")] = True,
+    wait: LookOption = True,
     address: AddressOption = None,
 ) -> None:
     """Run one night, from the plan to the gate's verdict: beside the server of the home, or without one."""
@@ -48,7 +50,9 @@ def cancel(context: typer.Context, night: NightArgument = None, address: Address
 def task(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="The task: a TOML file with a text and questions.", dir_okay=False)],
-    seed: Annotated[int, typer.Option(help="Seed of everything drawn.", min=0)] = 0,
+    seed: SeedOption = 0,
+    wait: LookOption = True,
+    address: AddressOption = None,
 ) -> None:
-    """Let the core improve itself on a task, while no server uses the home: from dreams to the gate's verdict."""
-    command.improve(context.obj, file, seed)
+    """Run a night in which the core improves itself on a task: from dreams of the file's text to the gate's verdict."""
+    command.improve(Reach(context.obj, address, False), file, seed, wait)

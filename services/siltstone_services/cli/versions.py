@@ -55,10 +55,13 @@ def compare(
     context: typer.Context,
     number: NumberArgument,
     other: NumberArgument,
-    measure: Annotated[bool, typer.Option("--measure", help="Also read the anchors under both cores.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also read the anchors under both cores, in this process.")
+    ] = False,
+    address: AddressOption = None,
 ) -> None:
-    """Compare two versions of this home: what was measured, what the gate said, where they come from."""
-    command.compare(context.obj, number, other, measure)
+    """Compare two versions: what was measured, what the gate said, where they come from."""
+    command.compare(Reach(context.obj, address, False), number, other, measure)
 
 
 @gate_app.command("explain")

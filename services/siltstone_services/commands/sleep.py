@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
 from siltstone.errors import InvalidInput, NotFound
-from siltstone.sleep.tasks import read_task
-from siltstone.sleep_values import Night, NightStage, StepDone
+from siltstone.sleep.tasks import Task, read_task
+from siltstone.sleep_values import Night, NightStage
 from siltstone_services.allocator import keep_freed_memory
 from siltstone_services.cli.later import Later
-from siltstone_services.cli.options import Reach, Settings
+from siltstone_services.cli.options import Reach
 from siltstone_services.commands.configuration import load
 from siltstone_services.commands.operator import Desk, ask_desk
 from siltstone_services.commands.screen import err, out, table
 from siltstone_services.commands.versions import print_verdict
-from siltstone_services.home import NoServer, exclusive, find_server
+from siltstone_services.home import NoServer, find_server
 from siltstone_services.night_desk import require_extra
-from siltstone_services.nights import NightCancelled, Nights
+from siltstone_services.nights import HeldNight, NightCancelled, Nights
 
 _night_process = Later("siltstone_services.night_process")  # to look at a night takes no model
-_task_sleep = Later("siltstone_services.task_sleep")
 
 Show = Callable[[Night], None]
 
@@ -40,9 +42,9 @@ def run(reach: Reach, seed: int, since_ms: int, is_waiting: bool) -> None:
     """
     config = load(reach.settings)
     if is_waiting and reach.address is None and not _is_served(config):
-        night = _run_here(config, seed, since_ms)
+        night = _run_here(config, seed, since_ms, None)
     else:
-        night = ask_desk(reach, lambda desk: _run_there(desk, seed, since_ms, is_waiting))
+        night = ask_desk(reach, lambda desk: _run_there(desk, desk.nights.run(seed, since_ms), is_waiting))
     _tell_end(reach, night)
 
 
@@ -55,10 +57,11 @@ def status(reach: Reach, number: int | None) -> None:
     if not nights:
         out().print("no nights yet; `siltstone sleep run` begins one", soft_wrap=True)
         return
-    shown = table("#night", "stage", "#step", "began", "version", "")
+    shown = table("#night", "task", "stage", "#step", "began", "version", "")
     for night in nights:
         shown.add_row(
             str(night.number),
+            escape(night.task),
             _stage(night),
             _steps(night),
             _instant(night.started_at_ms),
@@ -78,31 +81,19 @@ def cancel(reach: Reach, number: int | None) -> None:
     out().print(f"night {night.number} ends between two steps; what serves stays as it is", soft_wrap=True)
 
 
-def improve(settings: Settings, file: Path, seed: int) -> None:
-    """Runs one sleep over a task here, and prints the scores and the verdict."""
+def improve(reach: Reach, file: Path, seed: int, is_waiting: bool) -> None:
+    """Runs one night over the task of a file, where `run` would run one over what users said."""
     try:
         content = file.read_bytes()
     except OSError as error:
         raise InvalidInput("the task", "a file that can be read", f"{file}: {error.strerror}") from error
     task = read_task(content)
-    config = load(settings)
-    require_extra()
-    keep_freed_memory()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with exclusive(config.home_path), Progress(*columns, console=err(), transient=True) as progress:
-        bar = progress.add_task("distilling", total=config.sleep.distil.num_steps, visible=False)
-
-        def on_round(number: int, num_dreamt: int, num_tried: int, num_rewarded: int) -> None:
-            progress.console.print(f"round {number}: {num_dreamt} dreams, {num_rewarded} of {num_tried} rewarded")
-
-        def on_step(done: StepDone) -> None:
-            progress.update(bar, completed=done.step + 1, visible=True)
-
-        done = _task_sleep.run_task(config, task, seed, progress.console.print, on_round, on_step)
-    print_verdict(Reach(settings, None, False), done.version.number)
-    for when, score in (("before", done.before), ("after", done.after)):
-        told = f"{score.num_right} of {score.num_questions} right, {score.nats:.3f} nats"
-        out().print(f"questions held out, {when}: {told}", soft_wrap=True)
+    config = load(reach.settings)
+    if is_waiting and reach.address is None and not _is_served(config):
+        night = _run_here(config, seed, 0, task)
+    else:
+        night = ask_desk(reach, lambda desk: _run_there(desk, desk.nights.run_task(content, seed), is_waiting))
+    _tell_end(reach, night)
 
 
 def _is_served(config: SiltstoneConfig) -> bool:
@@ -113,14 +104,15 @@ def _is_served(config: SiltstoneConfig) -> bool:
     return True
 
 
-def _run_here(config: SiltstoneConfig, seed: int, since_ms: int) -> Night:
-    """Runs a night in this process. Ctrl-C ends it at once."""
+def _run_here(config: SiltstoneConfig, seed: int, since_ms: int, task: Task | None) -> Night:
+    """Runs a night in this process. Ctrl-C cancels it, a second one ends it at once."""
     require_extra()
-    held = Nights(config.home_path, SystemClock(), config.night.max_kept).begin(seed, since_ms)
+    nights = Nights(config.home_path, SystemClock(), config.night.max_kept)
+    held = nights.begin(seed, since_ms, task.name if task is not None else "")
     try:
         keep_freed_memory()
-        with _progress() as show:
-            _night_process.run_held(config, held, show)
+        with _progress() as show, _cancelled_by_ctrl_c(held):
+            _night_process.run_held(config, held, show, task)
     except NightCancelled:
         # The night tells so itself.
         pass
@@ -129,9 +121,30 @@ def _run_here(config: SiltstoneConfig, seed: int, since_ms: int) -> Night:
     return held.night
 
 
-async def _run_there(desk: Desk, seed: int, since_ms: int, is_waiting: bool) -> Night:
+@contextmanager
+def _cancelled_by_ctrl_c(held: HeldNight) -> Iterator[None]:
+    """Lets the first Ctrl-C end a night between two steps, as `sleep cancel` does; the second is as it was before."""
+    if threading.current_thread() is not threading.main_thread():
+        # Signals are the main thread's.
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def on_signal(*_: object) -> None:
+        held.tell_to_end()
+        signal.signal(signal.SIGINT, before)
+        err().print("the night ends between two steps; Ctrl-C again ends it at once", soft_wrap=True)
+
+    signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+async def _run_there(desk: Desk, beginning: Awaitable[Night], is_waiting: bool) -> Night:
     """Begins a night in a process of its own. Ctrl-C stops our looking on, not the night."""
-    night = await desk.nights.run(seed, since_ms)
+    night = await beginning
     if not is_waiting:
         return night
     try:
@@ -172,6 +185,9 @@ def _tell_end(reach: Reach, night: Night) -> None:
     match night.stage:
         case NightStage.DONE:
             print_verdict(reach, night.version)
+            if night.task:
+                # A night over a task ends by saying how its questions were answered.
+                out().print(night.said, soft_wrap=True, markup=False)
         case NightStage.FAILED | NightStage.CANCELLED:
             why = f": {night.error}" if night.error else ""
             err().print(f"night {night.number} {night.stage.value}{why}", soft_wrap=True, markup=False)
@@ -187,6 +203,7 @@ def _print_night(night: Night) -> None:
     facts.show_header = False
     rows = {
         "night": str(night.number),
+        "task": escape(night.task),
         "stage": _stage(night),
         "step": _steps(night),
         "said": night.said,

@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from siltstone.errors import NotFound
+from siltstone.errors import InvalidInput, NotFound
 from siltstone.evaluation.figures import format_value
 from siltstone.sleep_values import Champion, CheckResult, MeasurementSummary, VersionReport
 from siltstone_services.cli.later import Later
-from siltstone_services.cli.options import Reach, Settings
+from siltstone_services.cli.options import Reach
 from siltstone_services.commands.configuration import load
 from siltstone_services.commands.operator import Desk, ask_desk
 from siltstone_services.commands.screen import out, table
 
 if TYPE_CHECKING:
-    from siltstone_services import core_distance, version_records
+    from siltstone_services import core_distance
 else:
-    # MLflow and torch take seconds to import.
+    # Torch takes seconds to import.
     core_distance = Later("siltstone_services.core_distance")
-    version_records = Later("siltstone_services.version_records")
 
 
 def show_all(reach: Reach) -> None:
@@ -103,10 +102,11 @@ def rollback(reach: Reach, expected_epoch: int | None) -> None:
     _tell(ask_desk(reach, move))
 
 
-def compare(settings: Settings, number: int, other: int, is_measured: bool) -> None:
-    """Prints two versions side by side."""
-    config = load(settings)
-    found = version_records.VersionRecords(config).compare(number, other)
+def compare(reach: Reach, number: int, other: int, is_measured: bool) -> None:
+    """Prints two versions side by side. Their cores are read here and not by the server: it has users to answer."""
+    if is_measured and reach.address is not None:
+        raise InvalidInput("--measure", "a home on this machine, which holds the cores", f"a server at {reach.address}")
+    found = ask_desk(reach, lambda desk: desk.versions.compare(number, other))
     _print_compared(found.reports)
     shown = table("comes from", f"version {number}", f"version {other}")
     for origin in found.origins:
@@ -114,7 +114,7 @@ def compare(settings: Settings, number: int, other: int, is_measured: bool) -> N
     out().print(shown)
     if is_measured:
         one, two = (report.card.digest for report in found.reports)
-        nats = core_distance.mean_divergence(config.home_path, one, two)
+        nats = core_distance.mean_divergence(load(reach.settings).home_path, one, two)
         out().print(f"mean KL of version {number} from version {other} on the anchors: {nats:.3g} nats", soft_wrap=True)
 
 

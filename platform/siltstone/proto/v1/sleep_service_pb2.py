@@ -24,37 +24,41 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&siltstone/proto/v1/sleep_service.proto\x12\x12siltstone.proto.v1\"\x98\x02\n\x05Night\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12-\n\x05stage\x18\x02 \x01(\x0e\x32\x1e.siltstone.proto.v1.NightStage\x12\x0c\n\x04step\x18\x03 \x01(\x05\x12\x11\n\tnum_steps\x18\x04 \x01(\x05\x12\x0c\n\x04said\x18\x05 \x01(\t\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x10\n\x08since_ms\x18\x07 \x01(\x03\x12\x15\n\rstarted_at_ms\x18\x08 \x01(\x03\x12\x15\n\rupdated_at_ms\x18\t \x01(\x03\x12\x0b\n\x03pid\x18\n \x01(\x03\x12\x15\n\ris_cancelling\x18\x0b \x01(\x08\x12\x0f\n\x07version\x18\x0c \x01(\x03\x12\x0f\n\x07verdict\x18\r \x01(\t\x12\r\n\x05\x65rror\x18\x0e \x01(\t\"1\n\x0fRunNightRequest\x12\x0c\n\x04seed\x18\x01 \x01(\x03\x12\x10\n\x08since_ms\x18\x02 \x01(\x03\"<\n\x10RunNightResponse\x12(\n\x05night\x18\x01 \x01(\x0b\x32\x19.siltstone.proto.v1.Night\"!\n\x0fGetNightRequest\x12\x0e\n\x06number\x18\x01 \x01(\x03\"<\n\x10GetNightResponse\x12(\n\x05night\x18\x01 \x01(\x0b\x32\x19.siltstone.proto.v1.Night\"\x13\n\x11ListNightsRequest\"?\n\x12ListNightsResponse\x12)\n\x06nights\x18\x01 \x03(\x0b\x32\x19.siltstone.proto.v1.Night\"#\n\x11WatchNightRequest\x12\x0e\n\x06number\x18\x01 \x01(\x03\">\n\x12WatchNightResponse\x12(\n\x05night\x18\x01 \x01(\x0b\x32\x19.siltstone.proto.v1.Night\"$\n\x12\x43\x61ncelNightRequest\x12\x0e\n\x06number\x18\x01 \x01(\x03\"?\n\x13\x43\x61ncelNightResponse\x12(\n\x05night\x18\x01 \x01(\x0b\x32\x19.siltstone.proto.v1.Night*\xff\x01\n\nNightStage\x12\x1b\n\x17NIGHT_STAGE_UNSPECIFIED\x10\x00\x12\x14\n\x10NIGHT_STAGE_PLAN\x10\x01\x12\x15\n\x11NIGHT_STAGE_DREAM\x10\x02\x12\x16\n\x12NIGHT_STAGE_DISTIL\x10\x03\x12\x17\n\x13NIGHT_STAGE_MEASURE\x10\x04\x12\x16\n\x12NIGHT_STAGE_RECORD\x10\x05\x12\x15\n\x11NIGHT_STAGE_JUDGE\x10\x06\x12\x14\n\x10NIGHT_STAGE_DONE\x10\x07\x12\x16\n\x12NIGHT_STAGE_FAILED\x10\x08\x12\x19\n\x15NIGHT_STAGE_CANCELLED\x10\t2\xd8\x03\n\x0cSleepService\x12U\n\x08RunNight\x12#.siltstone.proto.v1.RunNightRequest\x1a$.siltstone.proto.v1.RunNightResponse\x12U\n\x08GetNight\x12#.siltstone.proto.v1.GetNightRequest\x1a$.siltstone.proto.v1.GetNightResponse\x12[\n\nListNights\x12%.siltstone.proto.v1.ListNightsRequest\x1a&.siltstone.proto.v1.ListNightsResponse\x12]\n\nWatchNight\x12%.siltstone.proto.v1.WatchNightRequest\x1a&.siltstone.proto.v1.WatchNightResponse0\x01\x12^\n\x0b\x43\x61ncelNight\x12&.siltstone.proto.v1.CancelNightRequest\x1a\'.siltstone.proto.v1.CancelNightResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&siltstone/proto/v1/sleep_service.proto\x12\x12siltstone.proto.v1\"\xa6\x02\n\x05Night\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12-\n\x05stage\x18\x02 \x01(\x0e\x32\x1e.siltstone.proto.v1.NightStage\x12\x0c\n\x04step\x18\x03 \x01(\x05\x12\x11\n\tnum_steps\x18\x04 \x01(\x05\x12\x0c\n\x04said\x18\x05 \x01(\t\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x10\n\x08since_ms\x18\x07 \x01(\x03\x12\x15\n\rstarted_at_ms\x18\x08 \x01(\x03\x12\x15\n\rupdated_at_ms\x18\t \x01(\x03\x12\x0b\n\x03pid\x18\n \x01(\x03\x12\x15\n\ris_cancelling\x18\x0b \x01(\x08\x12\x0f\n\x07version\x18\x0c \x01(\x03\x12\x0f\n\x07verdict\x18\r \x01(\t\x12\r\n\x05\x65rror\x18\x0e \x01(\t\x12\x0c\n\x04task\x18\x0f \x01(\t\"1\n\x0fRunNightRequest\x12\x0c\n\x04seed\x18\x01 \x01(\x03\x12\x10\n\x08since_ms\x18\x02 \x01(\x03\"<\n\x10RunNightResponse\x12(\n\x05night\x18\x01 \x01(\x0b\x32\x19.siltstone.proto.v1.Night\"/\n\x0eRunTaskRequest\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x0c\n\x04seed\x18\x02 \x01(\x03\";\n\x0fRunTaskResponse\x12(\n\x05night\x18\x01 \x01(\x0b\x32\x19.siltstone.proto.v1.Night\"!\n\x0fGetNightRequest\x12\x0e\n\x06number\x18\x01 \x01(\x03\"<\n\x10GetNightResponse\x12(\n\x05night\x18\x01 \x01(\x0b\x32\x19.siltstone.proto.v1.Night\"\x13\n\x11ListNightsRequest\"?\n\x12ListNightsResponse\x12)\n\x06nights\x18\x01 \x03(\x0b\x32\x19.siltstone.proto.v1.Night\"#\n\x11WatchNightRequest\x12\x0e\n\x06number\x18\x01 \x01(\x03\">\n\x12WatchNightResponse\x12(\n\x05night\x18\x01 \x01(\x0b\x32\x19.siltstone.proto.v1.Night\"$\n\x12\x43\x61ncelNightRequest\x12\x0e\n\x06number\x18\x01 \x01(\x03\"?\n\x13\x43\x61ncelNightResponse\x12(\n\x05night\x18\x01 \x01(\x0b\x32\x19.siltstone.proto.v1.Night*\xff\x01\n\nNightStage\x12\x1b\n\x17NIGHT_STAGE_UNSPECIFIED\x10\x00\x12\x14\n\x10NIGHT_STAGE_PLAN\x10\x01\x12\x15\n\x11NIGHT_STAGE_DREAM\x10\x02\x12\x16\n\x12NIGHT_STAGE_DISTIL\x10\x03\x12\x17\n\x13NIGHT_STAGE_MEASURE\x10\x04\x12\x16\n\x12NIGHT_STAGE_RECORD\x10\x05\x12\x15\n\x11NIGHT_STAGE_JUDGE\x10\x06\x12\x14\n\x10NIGHT_STAGE_DONE\x10\x07\x12\x16\n\x12NIGHT_STAGE_FAILED\x10\x08\x12\x19\n\x15NIGHT_STAGE_CANCELLED\x10\t2\xac\x04\n\x0cSleepService\x12U\n\x08RunNight\x12#.siltstone.proto.v1.RunNightRequest\x1a$.siltstone.proto.v1.RunNightResponse\x12R\n\x07RunTask\x12\".siltstone.proto.v1.RunTaskRequest\x1a#.siltstone.proto.v1.RunTaskResponse\x12U\n\x08GetNight\x12#.siltstone.proto.v1.GetNightRequest\x1a$.siltstone.proto.v1.GetNightResponse\x12[\n\nListNights\x12%.siltstone.proto.v1.ListNightsRequest\x1a&.siltstone.proto.v1.ListNightsResponse\x12]\n\nWatchNight\x12%.siltstone.proto.v1.WatchNightRequest\x1a&.siltstone.proto.v1.WatchNightResponse0\x01\x12^\n\x0b\x43\x61ncelNight\x12&.siltstone.proto.v1.CancelNightRequest\x1a\'.siltstone.proto.v1.CancelNightResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'siltstone.proto.v1.sleep_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NIGHTSTAGE']._serialized_start=846
-  _globals['_NIGHTSTAGE']._serialized_end=1101
+  _globals['_NIGHTSTAGE']._serialized_start=970
+  _globals['_NIGHTSTAGE']._serialized_end=1225
   _globals['_NIGHT']._serialized_start=63
-  _globals['_NIGHT']._serialized_end=343
-  _globals['_RUNNIGHTREQUEST']._serialized_start=345
-  _globals['_RUNNIGHTREQUEST']._serialized_end=394
-  _globals['_RUNNIGHTRESPONSE']._serialized_start=396
-  _globals['_RUNNIGHTRESPONSE']._serialized_end=456
-  _globals['_GETNIGHTREQUEST']._serialized_start=458
-  _globals['_GETNIGHTREQUEST']._serialized_end=491
-  _globals['_GETNIGHTRESPONSE']._serialized_start=493
-  _globals['_GETNIGHTRESPONSE']._serialized_end=553
-  _globals['_LISTNIGHTSREQUEST']._serialized_start=555
-  _globals['_LISTNIGHTSREQUEST']._serialized_end=574
-  _globals['_LISTNIGHTSRESPONSE']._serialized_start=576
-  _globals['_LISTNIGHTSRESPONSE']._serialized_end=639
-  _globals['_WATCHNIGHTREQUEST']._serialized_start=641
-  _globals['_WATCHNIGHTREQUEST']._serialized_end=676
-  _globals['_WATCHNIGHTRESPONSE']._serialized_start=678
-  _globals['_WATCHNIGHTRESPONSE']._serialized_end=740
-  _globals['_CANCELNIGHTREQUEST']._serialized_start=742
-  _globals['_CANCELNIGHTREQUEST']._serialized_end=778
-  _globals['_CANCELNIGHTRESPONSE']._serialized_start=780
-  _globals['_CANCELNIGHTRESPONSE']._serialized_end=843
-  _globals['_SLEEPSERVICE']._serialized_start=1104
-  _globals['_SLEEPSERVICE']._serialized_end=1576
+  _globals['_NIGHT']._serialized_end=357
+  _globals['_RUNNIGHTREQUEST']._serialized_start=359
+  _globals['_RUNNIGHTREQUEST']._serialized_end=408
+  _globals['_RUNNIGHTRESPONSE']._serialized_start=410
+  _globals['_RUNNIGHTRESPONSE']._serialized_end=470
+  _globals['_RUNTASKREQUEST']._serialized_start=472
+  _globals['_RUNTASKREQUEST']._serialized_end=519
+  _globals['_RUNTASKRESPONSE']._serialized_start=521
+  _globals['_RUNTASKRESPONSE']._serialized_end=580
+  _globals['_GETNIGHTREQUEST']._serialized_start=582
+  _globals['_GETNIGHTREQUEST']._serialized_end=615
+  _globals['_GETNIGHTRESPONSE']._serialized_start=617
+  _globals['_GETNIGHTRESPONSE']._serialized_end=677
+  _globals['_LISTNIGHTSREQUEST']._serialized_start=679
+  _globals['_LISTNIGHTSREQUEST']._serialized_end=698
+  _globals['_LISTNIGHTSRESPONSE']._serialized_start=700
+  _globals['_LISTNIGHTSRESPONSE']._serialized_end=763
+  _globals['_WATCHNIGHTREQUEST']._serialized_start=765
+  _globals['_WATCHNIGHTREQUEST']._serialized_end=800
+  _globals['_WATCHNIGHTRESPONSE']._serialized_start=802
+  _globals['_WATCHNIGHTRESPONSE']._serialized_end=864
+  _globals['_CANCELNIGHTREQUEST']._serialized_start=866
+  _globals['_CANCELNIGHTREQUEST']._serialized_end=902
+  _globals['_CANCELNIGHTRESPONSE']._serialized_start=904
+  _globals['_CANCELNIGHTRESPONSE']._serialized_end=967
+  _globals['_SLEEPSERVICE']._serialized_start=1228
+  _globals['_SLEEPSERVICE']._serialized_end=1784
 # @@protoc_insertion_point(module_scope)

@@ -31,7 +31,7 @@ NIGHT_STAGE_FAILED: NightStage
 NIGHT_STAGE_CANCELLED: NightStage
 
 class Night(_message.Message):
-    __slots__ = ("number", "stage", "step", "num_steps", "said", "seed", "since_ms", "started_at_ms", "updated_at_ms", "pid", "is_cancelling", "version", "verdict", "error")
+    __slots__ = ("number", "stage", "step", "num_steps", "said", "seed", "since_ms", "started_at_ms", "updated_at_ms", "pid", "is_cancelling", "version", "verdict", "error", "task")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class Night(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
     number: int
     stage: NightStage
     step: int
@@ -60,7 +61,8 @@ class Night(_message.Message):
     version: int
     verdict: str
     error: str
-    def __init__(self, number: _Optional[int] = ..., stage: _Optional[_Union[NightStage, str]] = ..., step: _Optional[int] = ..., num_steps: _Optional[int] = ..., said: _Optional[str] = ..., seed: _Optional[int] = ..., since_ms: _Optional[int] = ..., started_at_ms: _Optional[int] = ..., updated_at_ms: _Optional[int] = ..., pid: _Optional[int] = ..., is_cancelling: _Optional[bool] = ..., version: _Optional[int] = ..., verdict: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
+    task: str
+    def __init__(self, number: _Optional[int] = ..., stage: _Optional[_Union[NightStage, str]] = ..., step: _Optional[int] = ..., num_steps: _Optional[int] = ..., said: _Optional[str] = ..., seed: _Optional[int] = ..., since_ms: _Optional[int] = ..., started_at_ms: _Optional[int] = ..., updated_at_ms: _Optional[int] = ..., pid: _Optional[int] = ..., is_cancelling: _Optional[bool] = ..., version: _Optional[int] = ..., verdict: _Optional[str] = ..., error: _Optional[str] = ..., task: _Optional[str] = ...) -> None: ...
 
 class RunNightRequest(_message.Message):
     __slots__ = ("seed", "since_ms")
@@ -71,6 +73,20 @@ class RunNightRequest(_message.Message):
     def __init__(self, seed: _Optional[int] = ..., since_ms: _Optional[int] = ...) -> None: ...
 
 class RunNightResponse(_message.Message):
+    __slots__ = ("night",)
+    NIGHT_FIELD_NUMBER: _ClassVar[int]
+    night: Night
+    def __init__(self, night: _Optional[_Union[Night, _Mapping]] = ...) -> None: ...
+
+class RunTaskRequest(_message.Message):
+    __slots__ = ("content", "seed")
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    content: bytes
+    seed: int
+    def __init__(self, content: _Optional[bytes] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class RunTaskResponse(_message.Message):
     __slots__ = ("night",)
     NIGHT_FIELD_NUMBER: _ClassVar[int]
     night: Night

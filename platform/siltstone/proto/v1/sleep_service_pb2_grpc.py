@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class SleepServiceStub:
-    """Lets the shared core learn what many users' memories agree on, one night at a time, in a process of its own.
+    """Lets the shared core learn what many users' memories agree on, one night at a time, in a process of its own. A night
+    may also be over a task of the operator's, and no user.
     """
 
     def __init__(self, channel):
@@ -39,6 +40,11 @@ class SleepServiceStub:
                 '/siltstone.proto.v1.SleepService/RunNight',
                 request_serializer=siltstone_dot_proto_dot_v1_dot_sleep__service__pb2.RunNightRequest.SerializeToString,
                 response_deserializer=siltstone_dot_proto_dot_v1_dot_sleep__service__pb2.RunNightResponse.FromString,
+                _registered_method=True)
+        self.RunTask = channel.unary_unary(
+                '/siltstone.proto.v1.SleepService/RunTask',
+                request_serializer=siltstone_dot_proto_dot_v1_dot_sleep__service__pb2.RunTaskRequest.SerializeToString,
+                response_deserializer=siltstone_dot_proto_dot_v1_dot_sleep__service__pb2.RunTaskResponse.FromString,
                 _registered_method=True)
         self.GetNight = channel.unary_unary(
                 '/siltstone.proto.v1.SleepService/GetNight',
@@ -63,11 +69,19 @@ class SleepServiceStub:
 
 
 class SleepServiceServicer:
-    """Lets the shared core learn what many users' memories agree on, one night at a time, in a process of its own.
+    """Lets the shared core learn what many users' memories agree on, one night at a time, in a process of its own. A night
+    may also be over a task of the operator's, and no user.
     """
 
     def RunNight(self, request, context):
         """Begins a night and answers at once. Refused while one runs: FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RunTask(self, request, context):
+        """Begins a night over a task and answers at once. Refused while any night runs: FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +123,11 @@ def add_SleepServiceServicer_to_server(servicer, server):
                     request_deserializer=siltstone_dot_proto_dot_v1_dot_sleep__service__pb2.RunNightRequest.FromString,
                     response_serializer=siltstone_dot_proto_dot_v1_dot_sleep__service__pb2.RunNightResponse.SerializeToString,
             ),
+            'RunTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.RunTask,
+                    request_deserializer=siltstone_dot_proto_dot_v1_dot_sleep__service__pb2.RunTaskRequest.FromString,
+                    response_serializer=siltstone_dot_proto_dot_v1_dot_sleep__service__pb2.RunTaskResponse.SerializeToString,
+            ),
             'GetNight': grpc.unary_unary_rpc_method_handler(
                     servicer.GetNight,
                     request_deserializer=siltstone_dot_proto_dot_v1_dot_sleep__service__pb2.GetNightRequest.FromString,
@@ -138,7 +157,8 @@ def add_SleepServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SleepService:
-    """Lets the shared core learn what many users' memories agree on, one night at a time, in a process of its own.
+    """Lets the shared core learn what many users' memories agree on, one night at a time, in a process of its own. A night
+    may also be over a task of the operator's, and no user.
     """
 
     @staticmethod
@@ -158,6 +178,33 @@ class SleepService:
             '/siltstone.proto.v1.SleepService/RunNight',
             siltstone_dot_proto_dot_v1_dot_sleep__service__pb2.RunNightRequest.SerializeToString,
             siltstone_dot_proto_dot_v1_dot_sleep__service__pb2.RunNightResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/siltstone.proto.v1.SleepService/RunTask',
+            siltstone_dot_proto_dot_v1_dot_sleep__service__pb2.RunTaskRequest.SerializeToString,
+            siltstone_dot_proto_dot_v1_dot_sleep__service__pb2.RunTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,

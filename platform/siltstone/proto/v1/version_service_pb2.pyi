@@ -165,6 +165,44 @@ class ExplainVerdictResponse(_message.Message):
     lines: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, lines: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class VersionReport(_message.Message):
+    __slots__ = ("version", "verdict", "measurements")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    MEASUREMENTS_FIELD_NUMBER: _ClassVar[int]
+    version: VersionCard
+    verdict: Verdict
+    measurements: _containers.RepeatedCompositeFieldContainer[MeasurementSummary]
+    def __init__(self, version: _Optional[_Union[VersionCard, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., measurements: _Optional[_Iterable[_Union[MeasurementSummary, _Mapping]]] = ...) -> None: ...
+
+class OriginDifference(_message.Message):
+    __slots__ = ("name", "value", "other")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: str
+    other: str
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ..., other: _Optional[str] = ...) -> None: ...
+
+class CompareVersionsRequest(_message.Message):
+    __slots__ = ("number", "other")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    other: int
+    def __init__(self, number: _Optional[int] = ..., other: _Optional[int] = ...) -> None: ...
+
+class CompareVersionsResponse(_message.Message):
+    __slots__ = ("version", "other", "origins")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
+    ORIGINS_FIELD_NUMBER: _ClassVar[int]
+    version: VersionReport
+    other: VersionReport
+    origins: _containers.RepeatedCompositeFieldContainer[OriginDifference]
+    def __init__(self, version: _Optional[_Union[VersionReport, _Mapping]] = ..., other: _Optional[_Union[VersionReport, _Mapping]] = ..., origins: _Optional[_Iterable[_Union[OriginDifference, _Mapping]]] = ...) -> None: ...
+
 class GetChampionRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

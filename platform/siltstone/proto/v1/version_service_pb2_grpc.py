@@ -50,6 +50,11 @@ class VersionServiceStub:
                 request_serializer=siltstone_dot_proto_dot_v1_dot_version__service__pb2.ExplainVerdictRequest.SerializeToString,
                 response_deserializer=siltstone_dot_proto_dot_v1_dot_version__service__pb2.ExplainVerdictResponse.FromString,
                 _registered_method=True)
+        self.CompareVersions = channel.unary_unary(
+                '/siltstone.proto.v1.VersionService/CompareVersions',
+                request_serializer=siltstone_dot_proto_dot_v1_dot_version__service__pb2.CompareVersionsRequest.SerializeToString,
+                response_deserializer=siltstone_dot_proto_dot_v1_dot_version__service__pb2.CompareVersionsResponse.FromString,
+                _registered_method=True)
         self.GetChampion = channel.unary_unary(
                 '/siltstone.proto.v1.VersionService/GetChampion',
                 request_serializer=siltstone_dot_proto_dot_v1_dot_version__service__pb2.GetChampionRequest.SerializeToString,
@@ -87,6 +92,13 @@ class VersionServiceServicer:
 
     def ExplainVerdict(self, request, context):
         """Says in words why a version was accepted or refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareVersions(self, request, context):
+        """Sets two versions side by side: what was measured, what the gate said, and what differs in where they come from.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,6 +142,11 @@ def add_VersionServiceServicer_to_server(servicer, server):
                     servicer.ExplainVerdict,
                     request_deserializer=siltstone_dot_proto_dot_v1_dot_version__service__pb2.ExplainVerdictRequest.FromString,
                     response_serializer=siltstone_dot_proto_dot_v1_dot_version__service__pb2.ExplainVerdictResponse.SerializeToString,
+            ),
+            'CompareVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareVersions,
+                    request_deserializer=siltstone_dot_proto_dot_v1_dot_version__service__pb2.CompareVersionsRequest.FromString,
+                    response_serializer=siltstone_dot_proto_dot_v1_dot_version__service__pb2.CompareVersionsResponse.SerializeToString,
             ),
             'GetChampion': grpc.unary_unary_rpc_method_handler(
                     servicer.GetChampion,
@@ -229,6 +246,33 @@ class VersionService:
             '/siltstone.proto.v1.VersionService/ExplainVerdict',
             siltstone_dot_proto_dot_v1_dot_version__service__pb2.ExplainVerdictRequest.SerializeToString,
             siltstone_dot_proto_dot_v1_dot_version__service__pb2.ExplainVerdictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/siltstone.proto.v1.VersionService/CompareVersions',
+            siltstone_dot_proto_dot_v1_dot_version__service__pb2.CompareVersionsRequest.SerializeToString,
+            siltstone_dot_proto_dot_v1_dot_version__service__pb2.CompareVersionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
