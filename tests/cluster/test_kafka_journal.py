@@ -26,6 +26,8 @@ from siltstone.journal.admit import decode, encode
 from siltstone.journal.partition import partition_of
 from siltstone.values import NOBODY, Interaction, InteractionKind, Message, ParkReason, Role, UserKey
 
+pytestmark = pytest.mark.slow
+
 NUM_PARTITIONS = 4
 ADA = UserKey("office", "ada")
 HOME = partition_of(ADA, NUM_PARTITIONS)
