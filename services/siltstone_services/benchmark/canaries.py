@@ -181,6 +181,9 @@ class CanaryTrial:
     def sleep(self, arm: Arm, seed: int) -> CanaryNight:
         """Sleeps over what was told, in one way, and measures what came of it."""
         config, bed, night = self._config, self._bed, self.dream(arm, seed)
+        if arm is Arm.ONE_IS_ENOUGH:
+            # A control of the targets alone: an expert made smaller would hide what they teach.
+            config = replace(config, sleep=replace(config.sleep, most_drift_nats=0.0))
         if arm is Arm.NO_ANCHORS:
             bare = replace(config.sleep.distil, anchor_weight=0.0, num_anchors=0)
             config = replace(config, sleep=replace(config.sleep, distil=bare, most_drift_nats=0.0))

@@ -128,6 +128,8 @@ def _with_own_teachers(trial: Trial, case: str, done: NightDone, asking: _Asking
     with open_store(config) as file:
         bed = Bed(old.loaded, old.core, old.shape, old.plan, old.ground)
         night = own_targets(done.night, SqliteSnapshotStore(file), bed, config)
+    # A control of the targets alone: an expert made smaller would hide what they teach.
+    config = replace(config, sleep=replace(config.sleep, most_drift_nats=0.0))
     control = _sleep(trial, config, say, replace(done, night=night))
     if complaint := check_night(trial, control):
         return Outcome(case, refusal=complaint)
