@@ -17,6 +17,7 @@ from siltstone.errors import Unavailable
 _RUNNING: Final = "up.json"
 _LOCK: Final = "up.lock"
 _LOOK_S: Final = 0.05
+_NIGHT: Final = "night"
 
 
 class NoServer(Unavailable):
@@ -33,33 +34,42 @@ class RunningServer:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The process that holds a home folder, and the core it uses: empty until it knows which."""
+    """The process that holds a home folder, and the core it uses: empty until it knows which.
+
+    `is_night` says that it is a night in which memories sleep, and not a server.
+    """
 
     pid: str
     core: str
+    is_night: bool = False
 
     def in_use(self, home: Path) -> Unavailable:
         """Returns the error for who wants the home folder too."""
+        if self.is_night:
+            told = f"memories sleep in it, in the night of process {self.pid}; `siltstone sleep cancel` ends that"
+            return Unavailable(f"the home folder {home}", told)
         return Unavailable(f"the home folder {home}", f"process {self.pid} uses it")
 
 
 class Hold:
     """This process's hold of a home folder."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, is_night: bool = False) -> None:
+        self._descriptor, self._mark = descriptor, _NIGHT if is_night else ""
         self.use("")
 
     def use(self, core: str) -> None:
         """Says which core, by digest, is used from now on: nobody is to remove it."""
-        told = f"{os.getpid()} {core}".strip().encode() + b"\n"
+        told = " ".join(filter(None, (str(os.getpid()), core, self._mark))).encode() + b"\n"
         os.pwrite(self._descriptor, told, 0)
         os.ftruncate(self._descriptor, len(told))
 
 
 @contextmanager
-def exclusive(home: Path) -> Iterator[Hold]:
+def exclusive(home: Path, *, is_night: bool = False) -> Iterator[Hold]:
     """Holds the home folder, made where there is none, for this process alone; the system lets go if we are killed.
+
+    A night says that it is one: it is no server, so others may look at what is in the home meanwhile.
 
     Raises: Unavailable when another process holds it.
     """
@@ -74,7 +84,7 @@ def exclusive(home: Path) -> Iterator[Hold]:
             time.sleep(_LOOK_S)
             if not try_lock(descriptor, LOCK_EX):
                 raise _read_holder(descriptor).in_use(home)
-        yield Hold(descriptor)
+        yield Hold(descriptor, is_night)
     finally:
         os.close(descriptor)
 
@@ -101,8 +111,9 @@ def try_lock(descriptor: int, kind: int) -> bool:
 
 
 def _read_holder(descriptor: int) -> Holder:
-    pid, _, core = os.pread(descriptor, 128, 0).decode("ascii", "replace").strip().partition(" ")
-    return Holder(pid or "unknown", core)
+    pid, *rest = os.pread(descriptor, 128, 0).decode("ascii", "replace").split() or ["unknown"]
+    core = next((word for word in rest if word != _NIGHT), "")
+    return Holder(pid, core, _NIGHT in rest)
 
 
 @contextmanager
@@ -131,7 +142,7 @@ def find_server(home: Path) -> RunningServer:
     except PermissionError:
         return server
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if (holder := holder_of(home)) is not None:
+        if (holder := holder_of(home)) is not None and not holder.is_night:
             found = f"process {holder.pid} holds {home} and does not listen: it is starting, or stopping"
             raise Unavailable("the server", f"{found}; try again in a moment") from error
         raise NoServer("the server", f"none runs on {home}") from error

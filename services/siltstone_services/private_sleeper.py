@@ -95,7 +95,7 @@ def sleep_where_free(plan: SleepPlan, store: SnapshotStore, bed: Bed, config: Si
         return
     with ExitStack() as held:
         try:
-            held.enter_context(exclusive(config.home_path))
+            held.enter_context(exclusive(config.home_path, is_night=True))
         except Unavailable:
             say("private sleep: the home folder is in use, so it is left to the server there")
             return

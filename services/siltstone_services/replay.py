@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final
 
@@ -37,6 +37,8 @@ class ReplayPlan:
     """Interactions of one call."""
     is_waiting: bool = False
     """Whether to wait until everything is absorbed."""
+    is_shared: bool = False
+    """Whether its people agreed that nights may learn from it, where it does not say so itself."""
 
 
 @dataclass(slots=True)
@@ -129,7 +131,8 @@ class Replay:
                 progress.skipped[item.reason] += 1
             elif item.owner in progress.users or max_users is None or len(progress.users) < max_users:
                 progress.users.add(item.owner)
-                yield item
+                is_shared = item.consent.share or self._plan.is_shared
+                yield replace(item, consent=replace(item.consent, share=is_shared))
 
     def _next_batch(self) -> list[Interaction]:
         max_size = self._plan.batch if self._plan.rate is None else max(1, min(self._plan.batch, int(self._plan.rate)))

@@ -65,6 +65,11 @@ class EchoHost:
         self._absorbed = asyncio.Condition()
         self.num_absorbed = 0
 
+    @property
+    def recorded(self) -> list[Interaction]:
+        """Everything that was recorded."""
+        return list(self._interactions.values())
+
     async def record(self, interactions: Sequence[Interaction]) -> list[Receipt]:
         if len(self._waiting) + len(interactions) > self.max_lag:
             raise Overloaded("the echo journal", self.max_lag, 0.02)

@@ -236,7 +236,10 @@ async def test_a_file_that_tells_no_task_begins_no_night(served: Path) -> None:
         assert await client.nights.list() == before
 
 
-def test_ctrl_c_cancels_a_task_in_the_foreground(tmp_path: Path, endless: dict[str, object]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_cancels_a_task_in_the_foreground(
+    tmp_path: Path, endless: dict[str, object], number: signal.Signals
+) -> None:
     home = make_home(tmp_path, endless)
     (home / "task.toml").write_text(TASK)
     nights = Nights(home, SystemClock(), 9)
@@ -245,7 +248,7 @@ def test_ctrl_c_cancels_a_task_in_the_foreground(tmp_path: Path, endless: dict[s
         while not ((night := nights.running()) and distils(night)):
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, told = process.communicate(timeout=60)
     finally:
         process.kill()

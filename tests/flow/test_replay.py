@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from echo_host import EchoHost
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.evaluation.figures import Origin
 from siltstone.journal.sources import Skipped, SkipReason, SourceOptions, open_source
-from siltstone.values import Interaction, InteractionKind, Message, Role, UserKey
+from siltstone.values import Consent, Interaction, InteractionKind, Message, Role, UserKey
 from siltstone_services.client import SiltstoneClient
 from siltstone_services.replay import Replay, ReplayPlan, ReplayProgress, pause_s
 
@@ -42,6 +43,17 @@ async def test_everything_is_written_and_counted(client: SiltstoneClient, host: 
     assert (progress.num_absorbed, progress.lag) == (20, 0)
     assert num_told >= 3
     assert (await host.status()).num_absorbed == 20
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+async def test_only_what_people_agreed_to_share_is_shared(
+    client: SiltstoneClient, host: EchoHost, is_shared: bool
+) -> None:
+    agreed = replace(document(1), consent=Consent(learn=True, share=True))
+    await replay(client, iter([document(0), agreed]), is_shared=is_shared)
+
+    shares = {one.id: one.consent.share for one in host.recorded}
+    assert shares == {"d0": is_shared, "d1": True}
 
 
 async def test_what_is_refused_is_left_out_and_the_rest_of_its_batch_is_not(client: SiltstoneClient) -> None:

@@ -82,6 +82,16 @@ def test_a_server_that_does_not_listen_yet_is_starting_and_not_missing(tmp_path:
         find_server(tmp_path)
 
 
+def test_a_night_that_holds_a_home_is_no_server_that_is_starting(tmp_path: Path) -> None:
+    with exclusive(tmp_path, is_night=True) as hold:
+        hold.use("ab" * 32)
+        assert holder_of(tmp_path) == Holder(str(os.getpid()), "ab" * 32, is_night=True)
+        with pytest.raises(NoServer, match="none runs"):
+            find_server(tmp_path)
+        with pytest.raises(Unavailable, match="memories sleep in it"), exclusive(tmp_path):
+            pass
+
+
 def test_a_home_tells_who_holds_it_and_which_core_is_used(tmp_path: Path) -> None:
     assert holder_of(tmp_path) is None
     with exclusive(tmp_path) as hold:

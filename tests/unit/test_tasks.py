@@ -51,6 +51,7 @@ def test_a_task_is_read() -> None:
         ('wrong = ["In Oslo"]', 'wrong = ["in varn"]', "question 2: wrong"),
         ('wrong = ["In Oslo"]', "", "question 2: wrong"),
         ('answer = "two"', "answer = 2", "question 1: answer"),
+        ('name = "harbour"', 'name = "a\\u001b[31mb"', "the task: name"),
         ('stem = "It is lit by"', "stems = 1", "question 1"),
         ("Where are the two lamps?", "How many lamps light the harbour of Varn?", "each asked once"),
         ("[[questions]]", "[[asked]]", "asked"),

@@ -42,6 +42,18 @@ def assert_refused(registry, number):
     assert registry.champion() == before
 
 
+def test_a_refusal_names_the_file_and_no_digests(registry):
+    folder = registry.artefact(2)
+    path = next(path for path in files_of(folder) if path.suffix == ".md")
+    path.write_bytes(path.read_bytes() + b".")
+
+    with pytest.raises(Corrupt) as refused:
+        registry.artefact(2)
+
+    assert f"other content in {path.relative_to(folder)}" in str(refused.value)
+    assert "digest" not in str(refused.value).casefold()
+
+
 def test_a_flipped_bit_anywhere_is_refused(registry):
     folder, rng = registry.artefact(2), random.Random(17)
     files = files_of(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import tempfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from siltstone.adapters.key_file import load_or_make
 from siltstone.errors import Corrupt, Unavailable
 
 SIGNATURE: Final = "version.sig"
+_MOST_NAMED: Final = 3
 
 
 class FolderSigner:
@@ -63,7 +65,7 @@ class FolderSigner:
             raise Unavailable(what, error.strerror or str(error)) from error
         except Exception as error:
             # The library lets whatever it stumbles over escape: any of it means that the signature does not hold.
-            raise Corrupt(what, "what was signed", f"{type(error).__name__}: {error}") from error
+            raise Corrupt(what, "what was signed", _told(error)) from error
 
     def _prepare_keys(self) -> None:
         private_pem = load_or_make(self._private, _make_key)
@@ -107,3 +109,10 @@ def _refuse_what_cannot_be_signed(folder: Path) -> None:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _told(error: Exception) -> str:
+    """Says what the library found, without its digests."""
+    if found := re.findall(r"Hash mismatch for '([^']+)'", str(error)):
+        return f"other content in {', '.join(sorted(set(found))[:_MOST_NAMED])}"
+    return f"{type(error).__name__}: {error}"

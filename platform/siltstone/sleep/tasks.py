@@ -105,4 +105,7 @@ def _text(found: Mapping[str, object], key: str, where: str) -> str:
     value = found.get(key)
     if not isinstance(value, str) or not value.strip():
         raise InvalidInput(f"{where}: {key}", "some text", repr(value)[:80])
+    if not all(letter.isprintable() or letter.isspace() for letter in value):
+        # Names and texts are shown on a screen.
+        raise InvalidInput(f"{where}: {key}", "text without control characters", repr(value)[:80])
     return value.strip()

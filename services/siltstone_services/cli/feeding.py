@@ -98,9 +98,12 @@ def replay(
     tenant: Annotated[str, typer.Option(help="The tenant of every user.")] = "replay",
     user: Annotated[str, typer.Option(help="Whose data it is, for chatgpt-export.")] = "",
     salt: Annotated[str, typer.Option(envvar="SILTSTONE_SALT", help="Key of the hash in place of real names.")] = "",
+    share: ShareOption = False,
     address: AddressOption = None,
     embedded: EmbeddedOption = False,
 ) -> None:
     """Feed other people's data to the server as if they had said it now. Doing it again writes nothing twice."""
-    wish = replay_command.ReplayWish(file, source.value, users, max_, rate, batch, wait, json_path, tenant, user, salt)
+    wish = replay_command.ReplayWish(
+        file, source.value, users, max_, rate, batch, wait, json_path, tenant, user, salt, share
+    )
     replay_command.run(Reach(context.obj, address, embedded), wish)

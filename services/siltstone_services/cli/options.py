@@ -6,11 +6,14 @@ import tomllib
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from siltstone.errors import ConfigInvalid
+
+MAX_NUMBER: Final = (1 << 63) - 1
+"""The largest number that a request can carry."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from siltstone_services.cli.later import Later
-from siltstone_services.cli.options import AddressOption, Reach
+from siltstone_services.cli.options import MAX_NUMBER, AddressOption, Reach
 
 if TYPE_CHECKING:
     from siltstone_services.commands import sleep as command
@@ -17,16 +17,18 @@ else:
 
 app = typer.Typer(no_args_is_help=True, help="Let the shared core learn what many users' memories agree on.")
 
-SeedOption = Annotated[int, typer.Option(help="Seed of everything drawn.", min=0)]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything drawn.", min=0, max=MAX_NUMBER)]
 LookOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Look on until it is over.")]
-NightArgument = Annotated[int | None, typer.Argument(help="The number of a night.", min=1)]
+NightArgument = Annotated[int | None, typer.Argument(help="The number of a night.", min=1, max=MAX_NUMBER)]
 
 
 @app.command("run")
 def run(
     context: typer.Context,
     seed: SeedOption = 0,
-    since: Annotated[int, typer.Option(help="Only what was said since, in milliseconds since 1970.", min=0)] = 0,
+    since: Annotated[
+        int, typer.Option(help="Only what was said since, in milliseconds since 1970.", min=0, max=MAX_NUMBER)
+    ] = 0,
     wait: LookOption = True,
     address: AddressOption = None,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from siltstone_services.cli.later import Later
-from siltstone_services.cli.options import AddressOption, Reach
+from siltstone_services.cli.options import MAX_NUMBER, AddressOption, Reach
 
 if TYPE_CHECKING:
     from siltstone_services.commands import versions as command
@@ -17,10 +17,12 @@ else:
 app = typer.Typer(no_args_is_help=True, help="The versions of the core.")
 gate_app = typer.Typer(no_args_is_help=True, help="What a version must pass.")
 
-NumberArgument = Annotated[int, typer.Argument(help="The number of a version.", min=1)]
+NumberArgument = Annotated[int, typer.Argument(help="The number of a version.", min=1, max=MAX_NUMBER)]
 EpochOption = Annotated[
     int | None,
-    typer.Option(help="Refuse if the champion is no longer that of this epoch (default: the present one).", min=0),
+    typer.Option(
+        help="Refuse if the champion is no longer that of this epoch (default: the present one).", min=0, max=MAX_NUMBER
+    ),
 ]
 
 

@@ -37,6 +37,7 @@ class ReplayWish:
     tenant: str
     user: str
     salt: str
+    is_shared: bool
 
 
 def run(reach: Reach, wish: ReplayWish) -> None:
@@ -46,7 +47,7 @@ def run(reach: Reach, wish: ReplayWish) -> None:
     """
     options = SourceOptions(tenant=wish.tenant, user=wish.user, salt=wish.salt, default_at_ms=SystemClock().now_ms())
     source = open_source(wish.source, wish.file, options)
-    plan = ReplayPlan(wish.max_users, wish.max_interactions, wish.rate, wish.batch, wish.is_waiting)
+    plan = ReplayPlan(wish.max_users, wish.max_interactions, wish.rate, wish.batch, wish.is_waiting, wish.is_shared)
 
     async def replay(tell: Live) -> ReplayProgress:
         async with connected(reach) as client:

@@ -105,13 +105,13 @@ def _is_served(config: SiltstoneConfig) -> bool:
 
 
 def _run_here(config: SiltstoneConfig, seed: int, since_ms: int, task: Task | None) -> Night:
-    """Runs a night in this process. Ctrl-C cancels it, a second one ends it at once."""
+    """Runs a night in this process. Ctrl-C or SIGTERM cancels it, a second one ends it at once."""
     require_extra()
     nights = Nights(config.home_path, SystemClock(), config.night.max_kept)
     held = nights.begin(seed, since_ms, task.name if task is not None else "")
     try:
         keep_freed_memory()
-        with _progress() as show, _cancelled_by_ctrl_c(held):
+        with _progress() as show, _cancelled_by_signals(held):
             _night_process.run_held(config, held, show, task)
     except NightCancelled:
         # The night tells so itself.
@@ -122,24 +122,29 @@ def _run_here(config: SiltstoneConfig, seed: int, since_ms: int, task: Task | No
 
 
 @contextmanager
-def _cancelled_by_ctrl_c(held: HeldNight) -> Iterator[None]:
-    """Lets the first Ctrl-C end a night between two steps, as `sleep cancel` does; the second is as it was before."""
+def _cancelled_by_signals(held: HeldNight) -> Iterator[None]:
+    """Lets the first Ctrl-C or SIGTERM end a night between two steps, as `sleep cancel` does, and no further one."""
     if threading.current_thread() is not threading.main_thread():
         # Signals are the main thread's.
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def as_before() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def on_signal(*_: object) -> None:
         held.tell_to_end()
-        signal.signal(signal.SIGINT, before)
-        err().print("the night ends between two steps; Ctrl-C again ends it at once", soft_wrap=True)
+        as_before()
+        err().print("the night ends between two steps; once more ends it at once", soft_wrap=True)
 
-    signal.signal(signal.SIGINT, on_signal)
+    for number in before:
+        signal.signal(number, on_signal)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        as_before()
 
 
 async def _run_there(desk: Desk, beginning: Awaitable[Night], is_waiting: bool) -> Night:
