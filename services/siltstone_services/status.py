@@ -18,6 +18,7 @@ from siltstone.errors import (
     ConfigInvalid,
     Corrupt,
     InvalidInput,
+    KeyMissing,
     NotFound,
     Overloaded,
     PositionConflict,
@@ -43,6 +44,7 @@ CODES: Final[dict[type[SiltstoneError], grpc.StatusCode]] = {
     PositionConflict: grpc.StatusCode.ABORTED,
     StaleEpoch: grpc.StatusCode.ABORTED,
     Corrupt: grpc.StatusCode.DATA_LOSS,
+    KeyMissing: grpc.StatusCode.DATA_LOSS,
     SnapshotMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     SiltstoneError: grpc.StatusCode.INTERNAL,
 }

@@ -9,7 +9,16 @@ import pytest
 from grpc_status import rpc_status
 
 from siltstone import errors
-from siltstone.errors import Corrupt, InvalidInput, NotFound, Overloaded, SiltstoneError, StaleLease, Unavailable
+from siltstone.errors import (
+    Corrupt,
+    InvalidInput,
+    KeyMissing,
+    NotFound,
+    Overloaded,
+    SiltstoneError,
+    StaleLease,
+    Unavailable,
+)
 from siltstone.values import ParkReason
 from siltstone_services.status import CODES, Refused, from_rpc_error, to_status
 
@@ -25,6 +34,7 @@ SAMPLES = [
     errors.PositionConflict(3, 70, 71),
     errors.StaleEpoch(3, 4),
     Corrupt("snapshot", "sha256 ab", "cd"),
+    KeyMissing("memory of ada", "its key", "none"),
     errors.SnapshotMismatch("office/ada", "core a", "core b"),
     SiltstoneError(),
 ]
