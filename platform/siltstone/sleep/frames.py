@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-_FRAME_SHARE: Final = 0.5
+_FRAME_SHARE: Final = 0.4
 """A word is a frame where more than this of what it would teach lies in contested dreams."""
 
 
