@@ -46,7 +46,7 @@ def one_line(error: SiltstoneError) -> str:
     """Returns the line that tells an error, and what helps against it."""
     line = f"siltstone: {error}".replace("\n", " ")
     if isinstance(error, NoServer) and "nobody answers" in line:
-        return f"{line}. Start one there with `siltstone up`, or leave out --address."
+        return f"{line}. Start one with `siltstone up` there, or leave out --address."
     if isinstance(error, NoServer):
         return f"{line}. Start one with `siltstone up`, or add --embedded to this command."
     if isinstance(error, NotFound) and error.kind == "core":
