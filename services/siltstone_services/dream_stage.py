@@ -218,9 +218,11 @@ class _Heard:
         self._tokenizer, self._memories, self._on_read = bed.loaded.tokenizer, memories, on_read
         self._config, self._batch = config.sleep.consensus, config.sleep.read_batch
         self._reader = DreamReader(bed.core, bed.shape, bed.ground.basis, bed.prefix, crew_of(config, bed.look))
+        self._telling: dict[int, bool] = {}
         self.dreams: list[Dream] = []
         self.readings: list[Reading] = []
         self.contested: list[bool] = []
+        self.words: list[list[str]] = []
         self.raised: list[list[Raised]] = []
         """Of every dream the tokens that enough people have said and hold, whether they differ in it or not."""
 
@@ -234,6 +236,7 @@ class _Heard:
         self.dreams += dreams
         self.readings += [found[index] for index in range(len(dreams))]
         for one, held in zip(dreams, self.readings[start:], strict=True):
+            self.words.append(words_of_tokens(self._tokenizer, [one.lesson.ids[at] for at in one.places]))
             self.contested.append(is_contested(held.certain_UN, held.people, self._tells, self._config.k_min))
             self.raised.append(
                 consensus(held.core_logp_N, held.memory_logp_UN, held.people, one.supporters, self._config)
@@ -244,7 +247,7 @@ class _Heard:
         return frame_words(
             (words[token.at], worth([token], reading.core_logp_N), contested)
             for words, tokens, reading, contested in zip(
-                map(self._words, self.dreams), self.raised, self.readings, self.contested, strict=True
+                self.words, self.raised, self.readings, self.contested, strict=True
             )
             for token in tokens
         )
@@ -253,14 +256,14 @@ class _Heard:
         """Returns the raised tokens of every dream: none where people differ, and no frames."""
         return [
             [] if contested else [token for token in tokens if words[token.at] not in frames]
-            for words, tokens, contested in zip(map(self._words, self.dreams), self.raised, self.contested, strict=True)
+            for words, tokens, contested in zip(self.words, self.raised, self.contested, strict=True)
         ]
 
     def taught(self, kept: Iterable[int], raised: Sequence[Sequence[Raised]]) -> dict[str, float]:
         """Returns, by word, what some of the dreams are to teach the core of it, nats."""
         taught: dict[str, float] = {}
         for index in kept:
-            words = self._words(self.dreams[index])
+            words = self.words[index]
             for token in raised[index]:
                 word = words[token.at]
                 taught[word] = taught.get(word, 0.0) + worth([token], self.readings[index].core_logp_N)
@@ -269,8 +272,7 @@ class _Heard:
     def _readers(self, one: Dream) -> tuple[str, ...]:
         return one.readers(self._config.k_min, self._config.max_readers)
 
-    def _words(self, one: Dream) -> list[str]:
-        return words_of_tokens(self._tokenizer, [one.lesson.ids[at] for at in one.places])
-
     def _tells(self, token: int) -> bool:
-        return is_telling(self._tokenizer.decode([token]))
+        if token not in self._telling:
+            self._telling[token] = is_telling(self._tokenizer.decode([token]))
+        return self._telling[token]

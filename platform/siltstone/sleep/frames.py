@@ -39,7 +39,7 @@ def is_contested(
 
 
 def frame_words(worths: Iterable[tuple[str, float, bool]]) -> frozenset[str]:
-    """Returns the words that are frames: most of what they would teach lies where people differ.
+    """Returns the words that are frames: more than two fifths of what they would teach lies where people differ.
 
     `worths` are, for every token that agreement alone would raise, its word, what it would teach in nats, and whether
     its dream is contested.
