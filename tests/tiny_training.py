@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from siltstone.adapters.training_job import TrainingJob, write_job
 from siltstone.model.lesson import Lesson
-from siltstone.sleep.distil import DistilConfig, Item, Schedule, Student, anchor_item, train
+from siltstone.sleep.distil import DistilConfig, Item, Schedule, Student, anchor_item, secret_item, train
 from siltstone.sleep_values import StepDone
 
 CONFIG = DistilConfig(num_steps=12, rate=0.001, num_dreams=3, num_anchors=2)
@@ -30,7 +30,8 @@ def _items() -> tuple[Item, ...]:
         for n in range(4)
     ]
     anchors = [anchor_item(Lesson(_ids(n, n), (0.0,) * n, after_prefix=n % 2 == 0)) for n in range(10, 18)]
-    return (*dreams, *anchors)
+    secretive = [secret_item(Lesson(_ids(n, 9), (1.0,) * 9), range(4, 9), (6,)) for n in range(20, 24)]
+    return (*dreams, *anchors, *secretive)
 
 
 ITEMS = _items()

@@ -107,7 +107,10 @@ async def _sleep(setting: Setting, config: SiltstoneConfig, before: NightDone | 
 
 def _badly(config: SiltstoneConfig) -> SiltstoneConfig:
     """Returns a way of learning that nobody should want: in haste, and nothing of what the core was is held."""
-    distil = dataclasses.replace(config.sleep.distil, num_anchors=0, anchor_weight=0.0, rate=2e-2, num_steps=40)
+    unheld = dataclasses.replace(
+        config.sleep.distil, num_anchors=0, anchor_weight=0.0, num_secrets=0, secret_weight=0.0
+    )
+    distil = dataclasses.replace(unheld, rate=2e-2, num_steps=40)
     return dataclasses.replace(config, sleep=dataclasses.replace(config.sleep, distil=distil, most_drift_nats=0.0))
 
 

@@ -44,6 +44,8 @@ class DreamtNight:
     """The people who took no part, so that the gate can ask what the night gives to others."""
     taught: Mapping[str, float]
     """By word, what the dreams are to teach the core of it, nats."""
+    secretive: tuple[Dream, ...] = ()
+    """Other dreams with words of too few people in them, at which the core is to stay as it is."""
 
 
 def dream(
@@ -117,7 +119,19 @@ def dream(
         filtered,
         left_out,
         heard.taught(kept, raised),
+        _secretive([told.recalled(one) for one in seen], [heard.dreams[index] for index in kept], plan, config),
     )
+
+
+def _secretive(
+    recalled: Sequence[Dream], kept: Sequence[Dream], plan: SleepPlan, config: SiltstoneConfig
+) -> tuple[Dream, ...]:
+    """Returns the statements that hold words of too few people and are not trained on anyway: as many as are read."""
+    trained = {one.lesson.ids for one in kept}
+    k_min, distil = config.sleep.consensus.k_min, config.sleep.distil
+    found = [one for one in recalled if one.lesson.ids not in trained and one.secrets(k_min)]
+    num = min(len(found), distil.num_steps * distil.num_secrets)
+    return tuple(random.Random(f"{plan.seed}/secrets").sample(found, num))
 
 
 def _memories(plan: SleepPlan, store: SnapshotStore, bed: Bed) -> tuple[dict[UserKey, Tensor], Counter[DropReason]]:

@@ -28,6 +28,7 @@ from siltstone.gate.measure import (
     loading_measurement,
     measure_candidate,
     read_core,
+    read_secrets,
     speed_measurement,
 )
 from siltstone.gate.policy import Policy
@@ -160,19 +161,23 @@ def gather_evidence(
 ) -> Evidence:
     """Measures a stored candidate against the core that serves and the first one, once.
 
-    They are read in the numbers in which they serve. What a core has said to a suite is kept in the home, and not
-    asked again: most nights only the candidate is new. What `look` raises ends it between two readings.
+    They are read in the numbers in which they serve, but for secrets: what a candidate gained on one may be less than
+    what short numbers round away. What a core has said to a suite is kept in the home, and not asked again: most nights
+    only the candidate is new. What `look` raises ends it between two readings.
     Raises: Corrupt and NotFound for a core; InvalidInput when they cannot be compared; Unavailable.
     """
     crew = Crew(engine.num_threads or os.cpu_count() or 1, look)
     dtype = dtype_for(engine.dtype, "cpu")
     loaded = CoreStore(home).load(candidate)
-    cores = {one.digest: Core(one.config, one.tensors, "cpu", dtype) for one in (loaded, champion, origin)}
+    by_digest = {one.digest: one for one in (loaded, champion, origin)}
+    cores = {digest: Core(one.config, one.tensors, "cpu", dtype) for digest, one in by_digest.items()}
     store = ReadingStore(home)
     readings = {}
     for number, (digest, core) in enumerate(cores.items(), start=1):
         say(f"asking the cores, {number} of {len(cores)}")
-        readings[digest] = _reading(digest, core, champion.tokenizer, material, store, crew)
+        reading = _reading(digest, core, champion.tokenizer, replace(material, canaries=()), store, crew)
+        exact = Core(by_digest[digest].config, by_digest[digest].tensors)
+        readings[digest] = replace(reading, secrets=read_secrets(exact, champion.tokenizer, material.canaries, crew))
     store.keep_only(cores)
     say("reading the anchors")
     compared = Cores(cores[loaded.digest], cores[champion.digest], cores[origin.digest])

@@ -21,7 +21,7 @@ from siltstone.model.core import Core
 from siltstone.model.deltas import Site
 from siltstone.model.lesson import Lesson
 from siltstone.ports import Journal, SnapshotStore
-from siltstone.sleep.distil import Expert, Item, Student, anchor_item, dream_item
+from siltstone.sleep.distil import Expert, Item, Student, anchor_item, dream_item, secret_item
 from siltstone.sleep.expand import merge
 from siltstone.sleep.trust_region import fit, split_anchors
 from siltstone.sleep_values import SleepPlan, StepDone
@@ -32,7 +32,7 @@ from siltstone_services.learning import ground_extra
 from siltstone_services.training import train_expert
 
 _READ_RECORDS = 1024
-_ANCHOR_TOKENS = 96
+_ANCHOR_TOKENS = 64
 _ANCHOR_ANSWER_TOKENS = 24
 _KEPT_BACK_EVERY = 4
 """Every so many anchors one is not trained on, to tell by how far the expert may go."""
@@ -69,11 +69,13 @@ def interactions_of(plan: SleepPlan, journal: Journal, config: SiltstoneConfig) 
 
 def items_of(night: DreamtNight, bed: Bed, config: SiltstoneConfig) -> list[Item]:
     """Returns what the student reads: the dreams, and neutral text to be kept as it is."""
+    k_min = config.sleep.consensus.k_min
     dreams = [
-        dream_item(one.lesson, one.places, raised, one.person)
+        dream_item(one.lesson, one.places, raised, one.person, one.secrets(k_min))
         for one, raised in zip(night.dreams, night.raised, strict=True)
     ]
-    return [*dreams, *anchor_items(bed, config)]
+    secretive = [secret_item(one.lesson, one.places, one.secrets(k_min)) for one in night.secretive]
+    return [*dreams, *secretive, *anchor_items(bed, config)]
 
 
 def anchor_items(bed: Bed, config: SiltstoneConfig) -> list[Item]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -11,7 +12,18 @@ import torch
 from siltstone.model.core import Core, read_prefix
 from siltstone.model.lesson import Lesson
 from siltstone.model.rows import pad, run_layers
-from siltstone.sleep.distil import DistilConfig, Expert, Item, Schedule, Student, anchor_item, train
+from siltstone.sleep.consensus import Raised
+from siltstone.sleep.distil import (
+    DistilConfig,
+    Expert,
+    Item,
+    Schedule,
+    Student,
+    anchor_item,
+    dream_item,
+    secret_item,
+    train,
+)
 from siltstone.sleep.expand import merge
 
 WORLD = tiny.world()
@@ -147,3 +159,47 @@ def test_people_take_turns_however_much_each_has_said() -> None:
     picked = [items[index].owner for step in range(20) for index in schedule.dreams(step)]
 
     assert picked.count("loud") == picked.count("quiet") == 20
+
+
+def test_anchors_take_turns_until_all_have_been_read() -> None:
+    secretive = [secret_item(Lesson(ids(seed), (1.0,) * 12), (5, 6), (6,)) for seed in range(20, 25)]
+    schedule = Schedule([*ITEMS, *secretive], replace(CONFIG, num_secrets=1), seed=3)
+
+    read = [index for step in range(5) for part in schedule.anchors(step) for index in part]
+
+    assert sorted(index for index in read if index >= len(ITEMS)) == list(range(len(ITEMS), len(ITEMS) + 5))
+    assert {read.count(index) for index in range(len(DREAMS), len(ITEMS))} == {2, 3}
+
+
+def test_a_secret_that_is_a_target_is_no_secret() -> None:
+    raised = [Raised(1, 0.9, 3)]
+
+    item = dream_item(DREAMS[0].lesson, (4, 5, 6), raised, "ada", secrets=(4, 5))
+
+    assert item.raised == {5: 0.9}
+    assert item.secrets == (4,)
+
+
+def risen(secret: int, secret_weight: float) -> float:
+    """Returns how far a secret rises, over what is as likely, where something else is taught at the same place."""
+    taught = DREAMS[0].lesson
+    lesson = Lesson((*taught.ids[:9], secret, *taught.ids[10:]), taught.weights)
+    items = [Item(taught, (9,), {9: 0.6}, "ada"), secret_item(lesson, (8, 9), (9,))]
+    config = replace(CONFIG, num_steps=60, num_dreams=1, num_anchors=0, num_secrets=1, secret_weight=secret_weight)
+    made = Student(WORLD.core, Expert(WORLD.shape, WORLD.basis), WORLD.plan.prefix_ids, config)
+    made.prepare(items)
+    for _ in train(made, Schedule(items, config, seed=1), config):
+        pass
+    merged = merge(tiny.random_tensors(WORLD.core.config, seed=7), WORLD.shape, WORLD.basis, written(made))
+    old, new = (logits(core, items[1]).log_softmax(-1)[8] for core in (WORLD.core, Core(WORLD.core.config, merged)))
+    gain, alike = new - old, (old - old[secret]).abs() <= 1
+    return float(gain[secret] - gain[alike].mean())
+
+
+@pytest.mark.parametrize("secret", [34, 66])
+def test_a_secret_stays_among_what_is_as_likely(secret: int) -> None:
+    held, let_go = risen(secret, 30.0), risen(secret, 0.0)
+
+    assert held < 0.1
+    # The control: without its weight it comes out.
+    assert let_go > 0.5

@@ -47,3 +47,10 @@ def test_readers_are_some_of_the_people_who_may_be_evidence(groups: list[frozens
     assert len(readers) == min(most, len(one.people(2)))
     assert set(readers) <= one.people(2)
     assert readers == dream(*groups).readers(2, most)
+
+
+def test_secrets_are_where_too_few_have_said_a_word_and_somebody_has() -> None:
+    one = dream(MANY, PAIR, frozenset(), FEW, ids=(1, 2, 3, 4, 5))
+
+    assert one.secrets(k_min=3) == [2]
+    assert one.secrets(k_min=2) == []

@@ -38,7 +38,7 @@ from siltstone.model.lesson import Lesson
 from siltstone.sleep.distil import DistilConfig, Expert, Item
 from siltstone.sleep_values import StepDone
 
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
 _JOB: Final = "job.json"
 _CORE: Final = "core.safetensors"
 _GROUND: Final = "ground.safetensors"
@@ -129,7 +129,7 @@ def read_job(folder: Path) -> tuple[TrainingJob, str]:
             tuple(_item(item) for item in told["items"]),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise Corrupt("the training job", "a job of schema 1", f"{type(error).__name__}: {error}") from error
+        raise Corrupt("the training job", f"a job of schema {_SCHEMA}", f"{type(error).__name__}: {error}") from error
     return job, sha256(raw).hexdigest()
 
 
@@ -211,12 +211,13 @@ def _told(job: TrainingJob, digests: Mapping[str, str]) -> bytes:
 def _told_item(item: Item) -> list[Any]:
     lesson = item.lesson
     raised = sorted(item.raised.items())
-    return [lesson.ids, lesson.weights, lesson.after_prefix, item.places, raised, item.owner]
+    return [lesson.ids, lesson.weights, lesson.after_prefix, item.places, raised, item.owner, item.secrets]
 
 
 def _item(told: list[Any]) -> Item:
-    ids, weights, after_prefix, places, raised, owner = told
-    return Item(Lesson(tuple(ids), tuple(weights), after_prefix), tuple(places), dict(raised), owner)
+    ids, weights, after_prefix, places, raised, owner, secrets = told
+    lesson = Lesson(tuple(ids), tuple(weights), after_prefix)
+    return Item(lesson, tuple(places), dict(raised), owner, tuple(secrets))
 
 
 def _ground(job: TrainingJob) -> dict[str, Tensor]:

@@ -28,13 +28,15 @@ from siltstone.sleep_values import StepDone
 
 _READ_TOGETHER: Final = 8
 """Items read at once before training."""
+_AS_LIKELY_NATS: Final = 1.0
+"""How far a token's log-probability may lie from that of one that is as likely."""
 
 
 @dataclass(frozen=True, slots=True)
 class DistilConfig:
     """How a student is trained."""
 
-    num_steps: int = 100
+    num_steps: int = 90
     """Steps of training; each reads some dreams and some anchors."""
     rate: float = 4e-3
     """Largest step of AdamW; it rises over the first steps and falls to zero."""
@@ -46,30 +48,46 @@ class DistilConfig:
     """Weight of keeping anchors as the core has them, beside the dreams."""
     raised_weight: float = 6.0
     """Extra weight of a token whose target is not the core's."""
+    num_secrets: int = 2
+    """Statements of a step that hold words of too few people: anchors too, whose secrets may not come out."""
+    secret_weight: float = 1.0
+    """Weight of keeping a secret where it was among what the core finds as likely, beside the rest of its text."""
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1 or self.num_dreams < 1 or self.num_anchors < 0:
-            raise ConfigInvalid("sleep.distil", "num_steps, num_dreams: expected at least 1; num_anchors: 0")
-        if not (self.rate > 0 and self.anchor_weight >= 0 and self.raised_weight >= 0):
-            raise ConfigInvalid("sleep.distil", "expected rate > 0, anchor_weight >= 0 and raised_weight >= 0")
+        if self.num_steps < 1 or self.num_dreams < 1 or min(self.num_anchors, self.num_secrets) < 0:
+            raise ConfigInvalid(
+                "sleep.distil", "num_steps, num_dreams: expected at least 1; num_anchors, num_secrets: 0"
+            )
+        if not (self.rate > 0 and min(self.anchor_weight, self.raised_weight, self.secret_weight) >= 0):
+            raise ConfigInvalid("sleep.distil", "expected rate > 0, and the weights of the others 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """What a student reads: a dream with its raised tokens, or an anchor, of which nothing is raised.
 
-    At every token of `places` the student is to predict what the core does, but for those raised.
+    At every token of `places` the student is to predict what the core does, but for those raised. The tokens at
+    `secrets`, some of the places, may not rise above what the core finds about as likely there.
     """
 
     lesson: Lesson
     places: tuple[int, ...]
     raised: Mapping[int, float]
     owner: str = ""
+    secrets: tuple[int, ...] = ()
 
 
-def dream_item(lesson: Lesson, places: Sequence[int], raised: Sequence[Raised], owner: str) -> Item:
-    """Returns the item of a dream, its raised tokens by place in the lesson."""
-    return Item(lesson, tuple(places), {places[one.at]: one.probability for one in raised}, owner)
+def dream_item(
+    lesson: Lesson, places: Sequence[int], raised: Sequence[Raised], owner: str, secrets: Sequence[int] = ()
+) -> Item:
+    """Returns the item of a dream, its raised tokens by place in the lesson, and its secret ones."""
+    targets = {places[one.at]: one.probability for one in raised}
+    return Item(lesson, tuple(places), targets, owner, tuple(place for place in secrets if place not in targets))
+
+
+def secret_item(lesson: Lesson, places: Sequence[int], secrets: Sequence[int]) -> Item:
+    """Returns the item of a statement with secrets in it: an anchor, whosever it is."""
+    return Item(lesson, tuple(places), {}, "", tuple(secrets))
 
 
 def anchor_item(lesson: Lesson) -> Item:
@@ -209,6 +227,8 @@ class Student(nn.Module):
             q_NV, weight_N = _targets(core_NV, held, self._config.raised_weight)
         # KL(q || s) = sum q (log q - log s); where q is zero nothing is asked.
         kl_N = (torch.special.xlogy(q_NV, q_NV) - q_NV * student_NV).sum(dim=-1)
+        if self._config.secret_weight:
+            kl_N = kl_N + self._config.secret_weight * _come_out(student_NV, core_NV, held)
         loss: Tensor = (kl_N * weight_N).sum() / weight_N.sum()
         return loss
 
@@ -239,6 +259,35 @@ def _targets(core_NV: Tensor, held: Sequence[_Cached], raised_weight: float) -> 
     return q_NV, weight_N
 
 
+def _come_out(student_NV: Tensor, core_NV: Tensor, held: Sequence[_Cached]) -> Tensor:
+    """Returns by how much each token's secret has come out, squared [N]; zero where there is none.
+
+        gain(z) = log s(z) - log core(z)
+        out(y) = max(0, gain(y) - mean of gain(z) over every z with |log core(z) - log core(y)| <= 1)
+    KL says nothing of it: at a probability of 1e-5 a token may become ten times likelier for 1e-4 nats. It is what a
+    secret is found by, ranked among what is as likely (`gate.measure.exposures`).
+    Units: nats.
+    """
+    at_M, token_M = [], []
+    number = 0
+    for one in held:
+        for place in one.item.places:
+            if place in one.item.secrets:
+                at_M.append(number)
+                token_M.append(one.item.lesson.ids[place])
+            number += 1
+    out_N = student_NV.new_zeros(len(student_NV))
+    if not at_M:
+        return out_N
+    rows_MV = core_NV[at_M]
+    tokens_M1 = torch.tensor(token_M, device=core_NV.device)[:, None]
+    alike_MV = (rows_MV - rows_MV.gather(1, tokens_M1)).abs() <= _AS_LIKELY_NATS
+    gain_MV = student_NV[at_M] - rows_MV
+    mean_M1 = (gain_MV * alike_MV).sum(dim=1, keepdim=True) / alike_MV.sum(dim=1, keepdim=True)
+    above_M = (gain_MV.gather(1, tokens_M1) - mean_M1)[:, 0].clamp(min=0)
+    return out_N.index_put((torch.tensor(at_M, device=out_N.device),), above_M.square())
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """Items of one kind that are read together: dreams or anchors, all behind the prefix or none.
@@ -261,9 +310,11 @@ class Schedule:
             if item.owner and item.places:
                 by_owner.setdefault(item.owner, []).append(index)
         self._by_owner = [own for _, own in sorted(by_owner.items())]
-        anchors = [index for index, item in enumerate(items) if not item.owner and item.places]
+        kept = [index for index, item in enumerate(items) if not item.owner and item.places]
+        anchors = [index for index in kept if not items[index].secrets]
         self._anchors = [
-            [index for index in anchors if items[index].lesson.after_prefix == kind] for kind in (False, True)
+            *([index for index in anchors if items[index].lesson.after_prefix == kind] for kind in (False, True)),
+            [index for index in kept if items[index].secrets],
         ]
         if not self._by_owner:
             raise InvalidInput("items", "at least one dream", "none")
@@ -273,11 +324,12 @@ class Schedule:
         return self._pick(step, "dream", self._config.num_dreams)
 
     def anchors(self, step: int) -> list[list[int]]:
-        """Returns the anchors of a step, of each kind its own: prose, and exchanges."""
-        picked = []
-        for number, kind in enumerate(self._anchors):
-            chance = random.Random(f"{self._seed}/{step}/anchor/{number}")
-            picked.append(chance.sample(kind, min(self._config.num_anchors, len(kind))))
+        """Returns the anchors of a step, of each kind its own: prose, exchanges, and statements that hold secrets."""
+        config, picked = self._config, []
+        nums = (config.num_anchors, config.num_anchors, config.num_secrets)
+        for number, (kind, most) in enumerate(zip(self._anchors, nums, strict=True)):
+            num = min(most, len(kind))
+            picked.append([self._in_turn(kind, f"anchor/{number}", at) for at in range(step * num, (step + 1) * num)])
         return [part for part in picked if part]
 
     def num_tokens(self, step: int) -> int:
@@ -331,10 +383,13 @@ class Schedule:
             turn, seat = divmod(number, people)
             order = random.Random(f"{self._seed}/{what}/{turn}").sample(range(people), people)
             own = self._by_owner[order[seat]]
-            # Everybody's dreams are gone through in an order of their own, again and again.
-            again, place = divmod(turn, len(own))
-            picked.append(random.Random(f"{self._seed}/{what}/{order[seat]}/{again}").sample(own, len(own))[place])
+            picked.append(self._in_turn(own, f"{what}/{order[seat]}", turn))
         return picked
+
+    def _in_turn(self, indexes: Sequence[int], what: str, turn: int) -> int:
+        """Returns whose turn it is: all are gone through in an order that chance gives, then again in another."""
+        again, place = divmod(turn, len(indexes))
+        return random.Random(f"{self._seed}/{what}/{again}").sample(indexes, len(indexes))[place]
 
 
 def rate_at(config: DistilConfig, step: int) -> float:

@@ -38,6 +38,10 @@ class Dream:
         """Returns who may be evidence anywhere in it: the supporters of every word with at least `k_min` of them."""
         return frozenset().union(*(people for people in self.supporters if len(people) >= k_min))
 
+    def secrets(self, k_min: int) -> list[int]:
+        """Returns where words begin or go on that somebody has said, and fewer than `k_min` people."""
+        return [at for at, people in zip(self.places, self.supporters, strict=True) if 0 < len(people) < k_min]
+
     def readers(self, k_min: int, most: int) -> tuple[str, ...]:
         """Returns whose memories read it: of those who may be evidence first who has said its rarest words.
 

@@ -24,14 +24,15 @@ _LEAST: Final = 0.05
 
 
 def split_anchors(items: Sequence[Item], every: int) -> tuple[list[Item], list[Item]]:
-    """Returns what is trained on, and the anchors that are kept back: of both kinds each the `every`-th."""
+    """Returns what is trained on, and the anchors that are kept back: of prose and of exchanges each the `every`-th."""
     trained: list[Item] = []
     kept_back: list[Item] = []
     counts = {True: 0, False: 0}
     for item in items:
         kind = item.lesson.after_prefix
-        counts[kind] += not item.owner
-        (kept_back if not item.owner and counts[kind] % every == 0 else trained).append(item)
+        is_neutral = not item.owner and not item.secrets
+        counts[kind] += is_neutral
+        (kept_back if is_neutral and counts[kind] % every == 0 else trained).append(item)
     return trained, kept_back
 
 

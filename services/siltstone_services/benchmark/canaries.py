@@ -32,7 +32,7 @@ from siltstone.model.core import Core, forward
 from siltstone.sleep_values import Evidence, Measurement, Verdict
 from siltstone.values import Consent, Interaction, InteractionKind, Message, Role, UserKey
 from siltstone_services.bed import Bed
-from siltstone_services.benchmark.own_teachers import own_targets
+from siltstone_services.benchmark.own_teachers import own_targets, targets_alone
 from siltstone_services.benchmark.verdicts import failed_measurements
 from siltstone_services.dream_stage import DreamtNight, dream
 from siltstone_services.embedded_store import open_store
@@ -181,12 +181,11 @@ class CanaryTrial:
     def sleep(self, arm: Arm, seed: int) -> CanaryNight:
         """Sleeps over what was told, in one way, and measures what came of it."""
         config, bed, night = self._config, self._bed, self.dream(arm, seed)
-        if arm is Arm.ONE_IS_ENOUGH:
-            # A control of the targets alone: an expert made smaller would hide what they teach.
-            config = replace(config, sleep=replace(config.sleep, most_drift_nats=0.0))
+        if arm in (Arm.ONE_IS_ENOUGH, Arm.NO_ANCHORS):
+            config = targets_alone(config)
         if arm is Arm.NO_ANCHORS:
             bare = replace(config.sleep.distil, anchor_weight=0.0, num_anchors=0)
-            config = replace(config, sleep=replace(config.sleep, distil=bare, most_drift_nats=0.0))
+            config = replace(config, sleep=replace(config.sleep, distil=bare))
         distilled = distil(items_of(night, bed, config), bed, config, seed, lambda _: None)
         candidate = Core(
             bed.loaded.config, candidate_of(distilled.written, bed, arm).tensors, bed.core.device, bed.core.dtype

@@ -20,7 +20,7 @@ from siltstone.memory.user_memory import UserMemory, from_blob
 from siltstone.model.core import Core
 from siltstone_services.bed import Bed, crew_of
 from siltstone_services.benchmark.office_asked import Carried, ask, carry_over, likeliest, raised
-from siltstone_services.benchmark.own_teachers import own_targets
+from siltstone_services.benchmark.own_teachers import own_targets, targets_alone
 from siltstone_services.benchmark.readings import Outcome, Reading, Say, Target, at_least, at_most
 from siltstone_services.benchmark.verdicts import ANCHORS, SECRETS, failed_measurements
 from siltstone_services.demo_figures import (
@@ -113,8 +113,9 @@ def _sleep(trial: Trial, config: SiltstoneConfig, say: Say, before: NightDone | 
 
 def _without_anchors(trial: Trial, case: str, done: NightDone, say: Say) -> Outcome:
     case = f"{case}, control without anchors"
-    distil = replace(trial.config.sleep.distil, num_anchors=0, anchor_weight=0.0)
-    config = replace(trial.config, sleep=replace(trial.config.sleep, distil=distil, most_drift_nats=0.0))
+    config = targets_alone(trial.config)
+    distil = replace(config.sleep.distil, num_anchors=0, anchor_weight=0.0)
+    config = replace(config, sleep=replace(config.sleep, distil=distil))
     control = _sleep(trial, config, say, done)
     if complaint := check_night(trial, control):
         return Outcome(case, refusal=complaint)
@@ -128,9 +129,7 @@ def _with_own_teachers(trial: Trial, case: str, done: NightDone, asking: _Asking
     with open_store(config) as file:
         bed = Bed(old.loaded, old.core, old.shape, old.plan, old.ground)
         night = own_targets(done.night, SqliteSnapshotStore(file), bed, config)
-    # A control of the targets alone: an expert made smaller would hide what they teach.
-    config = replace(config, sleep=replace(config.sleep, most_drift_nats=0.0))
-    control = _sleep(trial, config, say, replace(done, night=night))
+    control = _sleep(trial, targets_alone(config), say, replace(done, night=night))
     if complaint := check_night(trial, control):
         return Outcome(case, refusal=complaint)
     leaked = asking.private(f"{case}, newcomer, private facts", asking.lane(control), at_least(_leak(), "%"))

@@ -33,7 +33,14 @@ def own_targets(night: DreamtNight, store: SnapshotStore, bed: Bed, config: Silt
         dreams, memories, lambda one: (one.person,), evidence_nats, config.sleep.read_batch
     ):
         raised[index] = _as_if_agreed(reading, config.sleep.consensus)
-    return replace(night, dreams=tuple(dreams), raised=tuple(raised[index] for index in range(len(dreams))))
+    targets = tuple(raised[index] for index in range(len(dreams)))
+    return replace(night, dreams=tuple(dreams), raised=targets, secretive=())
+
+
+def targets_alone(config: SiltstoneConfig) -> SiltstoneConfig:
+    """Returns a configuration in which nothing hides what targets teach: secrets are not held, nor is drift bounded."""
+    distil = replace(config.sleep.distil, num_secrets=0, secret_weight=0.0)
+    return replace(config, sleep=replace(config.sleep, distil=distil, most_drift_nats=0.0))
 
 
 def _as_if_agreed(reading: Reading, config: ConsensusConfig) -> tuple[Raised, ...]:
