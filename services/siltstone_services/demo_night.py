@@ -16,12 +16,13 @@ from siltstone.evaluation.office_questions import Question, own_questions, priva
 from siltstone.values import GenerateRequest, Message, Role, Sampling, UserKey
 from siltstone_services.demo_outcome import NightOutcome
 from siltstone_services.demo_setting import TENANT, Setting, at_once, key_of
+from siltstone_services.judging import Exam
 from siltstone_services.night import NightDone, run_night
 from siltstone_services.version_records import open_registry
 
 NEWCOMER: Final = UserKey(TENANT, "newcomer")
 _LOOK_S: Final = 0.2
-_PATIENCE_S: Final = 120.0
+_PATIENCE_S: Final = 600.0
 
 _Scores = list[float]
 
@@ -35,8 +36,8 @@ class Asking:
     answers: tuple[str, ...]
 
 
-async def spend_night(setting: Setting, config: SiltstoneConfig) -> NightOutcome:
-    """Lets the office's server sleep, and shows what came of it.
+async def spend_night(setting: Setting, config: SiltstoneConfig, exam: Exam | None = None) -> NightOutcome:
+    """Lets the office's server sleep, and shows what came of it. Without an exam, that of the package is taken.
 
     1. Ask a newcomer, and everybody for what they know of themselves. 2. Sleep. 3. If the gate accepts, promote: the
     server follows. 4. Ask the newcomer again. 5. Let everybody come back: each is carried over; ask them again.
@@ -49,7 +50,7 @@ async def spend_night(setting: Setting, config: SiltstoneConfig) -> NightOutcome
     known_first = await _ask_everybody(setting)
     say("the server sleeps: what at least three people's memories agree on is dreamt, and learned by a candidate core")
     started_s = clock.monotonic_s()
-    night = await _sleep(setting, config, None)
+    night = await _sleep(setting, config, None, exam)
     elapsed_s = clock.monotonic_s() - started_s
     say(f"version {night.version.number} is {night.version.state.value}, after {elapsed_s:.0f} s")
     shared = private = recalled = difference = rollback_s = None
@@ -69,7 +70,7 @@ async def spend_night(setting: Setting, config: SiltstoneConfig) -> NightOutcome
         num_carried_over = await _carry_over(setting, first)
         recalled = accuracy(await _ask_everybody(setting), [0] * len(known_first))
     say("a bad night: the same dreams, learned in haste and without anchors")
-    bad = await _sleep(setting, _badly(config), night)
+    bad = await _sleep(setting, _badly(config), night, exam)
     say(f"version {bad.version.number} is {bad.version.state.value}")
     if is_accepted:
         started_s = clock.monotonic_s()
@@ -98,10 +99,10 @@ async def spend_night(setting: Setting, config: SiltstoneConfig) -> NightOutcome
     )
 
 
-async def _sleep(setting: Setting, config: SiltstoneConfig, before: NightDone | None) -> NightDone:
+async def _sleep(setting: Setting, config: SiltstoneConfig, before: NightDone | None, exam: Exam | None) -> NightDone:
     total = config.sleep.distil.num_steps
     with setting.screen.counting("distilling", total) as count:
-        night = partial(run_night, config, 0, 0, setting.screen.say, lambda _: count(0), before=before)
+        night = partial(run_night, config, 0, 0, setting.screen.say, lambda _: count(0), exam=exam, before=before)
         return await asyncio.to_thread(night)
 
 
@@ -181,8 +182,16 @@ async def _score(setting: Setting, owner: UserKey, question: Question) -> list[t
 
 
 async def _carry_over(setting: Setting, first: str) -> int:
-    """Waits until nobody is on the first version any more, or has been tried in vain; returns how many have moved."""
+    """Lets everybody ask something, and waits until all are on the new version, or have been tried in vain.
+
+    Returns how many have moved.
+    """
     users = setting.plan.users
+
+    async def come_back(user: OfficeUser) -> None:
+        await _score(setting, key_of(user), own_questions(setting.office, setting.plan.facts(user))[0])
+
+    await at_once(users, come_back, setting.plan.max_scores_at_once)
 
     async def is_settled() -> bool:
         status = await setting.client.status()

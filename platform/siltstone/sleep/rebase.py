@@ -8,10 +8,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from siltstone.errors import ConfigInvalid
 from siltstone.model.core import Bend, Core, KeyValues, read_prefix
@@ -20,6 +22,9 @@ from siltstone.model.guard import Guard
 from siltstone.model.lesson import Lesson
 from siltstone.model.rows import pad, run_layers
 from siltstone.sleep.distil import Expert
+
+_READ_TOGETHER: Final = 8
+"""Lessons whose lower layers are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +105,23 @@ def rebase(
     chance = random.Random(f"{seed}/rebase")
     chosen = chance.sample(lessons, min(config.max_lessons, len(lessons)))
     num_held = max(1, round(config.held_out_share * len(chosen)))
-    held_out, seen = chosen[:num_held], chosen[num_held:]
     own = {site: part[0] for site, part in shape.split(coefficients_N[None].to(new.device)).items()}
-    teacher, student = _Reader(old, shape, basis, prefix_ids), _Reader(new, shape, basis, prefix_ids)
+    teacher, student = (_Reader(core, shape, basis, prefix_ids, chosen) for core in (old, new))
+    held_out, seen = list(range(num_held)), list(range(num_held, len(chosen)))
+    yield from teacher.read(held_out)
     before = teacher.nats(held_out, own)
     yield None
     held = teacher.nats(held_out, {site: torch.zeros_like(part) for site, part in own.items()}) - before
     yield None
+    yield from student.read(held_out)
     lost = student.nats(held_out, own) - before
     yield None
     of_it = max(held, config.least_held_nats)
     if lost <= config.good_enough_share * of_it or not seen:
         yield Rebased(lost <= config.max_lost_share * of_it, nothing, held, lost, 0)
         return
+    yield from teacher.read(seen)
+    yield from student.read(seen)
     expert = Expert(shape, basis, guard).to(new.device)
     optimiser = torch.optim.AdamW(expert.parameters(), lr=config.rate, betas=(0.9, 0.95), weight_decay=0.0)
     for step in range(config.num_steps):
@@ -139,36 +148,55 @@ def _sum(own: dict[Site, Tensor], expert: Expert) -> dict[Site, Tensor]:
 
 
 class _Reader:
-    """Reads lessons on one core under some deltas."""
+    """Reads lessons on one core under some deltas. What lies below them is read once, by `read`."""
 
-    def __init__(self, core: Core, shape: DeltaShape, basis: Basis, prefix_ids: Sequence[int]) -> None:
-        self._core, self._shape, self._basis = core, shape, basis
+    def __init__(
+        self, core: Core, shape: DeltaShape, basis: Basis, prefix_ids: Sequence[int], lessons: Sequence[Lesson]
+    ) -> None:
+        self._core, self._shape, self._basis, self._lessons = core, shape, basis, lessons
         self._prefix = read_prefix(core, prefix_ids)
+        self._below: dict[int, Tensor] = {}
 
-    def logits(self, lessons: Sequence[Lesson], own: dict[Site, Tensor]) -> Tensor:
+    def read(self, indexes: Sequence[int]) -> Iterator[None]:
+        """Reads what lies below the deltas in some lessons, a few at a time: [T, D] each."""
+        core = self._core
+        for kind in (False, True):
+            rows = [index for index in indexes if self._lessons[index].after_prefix == kind]
+            for start in range(0, len(rows), _READ_TOGETHER):
+                part = rows[start : start + _READ_TOGETHER]
+                ids = [self._lessons[index].ids for index in part]
+                with torch.no_grad():
+                    x = core.embed(pad(ids, core.device))
+                    x = run_layers(core, x, 0, self._shape.first_layer, self._prefix if kind else None)
+                for row, index in enumerate(part):
+                    self._below[index] = x[row, : len(ids[row])].clone()
+                yield None
+
+    def logits(self, indexes: Sequence[int], own: dict[Site, Tensor]) -> Tensor:
         """Returns what is predicted at every learned token, lesson by lesson: [M, V]."""
         layers = {site: list(part.to(self._core.dtype).unbind(0)) for site, part in own.items()}
         bend = bend_alike(self._shape, self._basis, layers)
         found: dict[int, Tensor] = {}
         for kind in (False, True):
-            rows = [index for index, lesson in enumerate(lessons) if lesson.after_prefix == kind]
+            rows = [index for index in indexes if self._lessons[index].after_prefix == kind]
             if rows:
-                read = self._read([lessons[index] for index in rows], bend, self._prefix if kind else None)
-                found.update(zip(rows, read, strict=True))
-        return torch.cat([found[index] for index in range(len(lessons))]).float()
+                found.update(zip(rows, self._above(rows, bend, self._prefix if kind else None), strict=True))
+        return torch.cat([found[index] for index in indexes]).float()
 
-    def _read(self, lessons: Sequence[Lesson], bend: Bend, prefix: KeyValues | None) -> list[Tensor]:
+    def _above(self, rows: Sequence[int], bend: Bend, prefix: KeyValues | None) -> list[Tensor]:
         core, first = self._core, self._shape.first_layer
-        with torch.no_grad():
-            x = run_layers(core, core.embed(pad([one.ids for one in lessons], core.device)), 0, first, prefix)
+        x = pad_sequence([self._below[index] for index in rows], batch_first=True)
         x = run_layers(core, x, first, core.config.num_layers, prefix, bend)
-        return [core.logits(x[row, [at - 1 for at in _learned(one)]]) for row, one in enumerate(lessons)]
+        return [
+            core.logits(x[row, [at - 1 for at in _learned(self._lessons[index])]]) for row, index in enumerate(rows)
+        ]
 
-    def nats(self, lessons: Sequence[Lesson], own: dict[Site, Tensor]) -> float:
+    def nats(self, indexes: Sequence[int], own: dict[Site, Tensor]) -> float:
         """Returns the mean negative log-likelihood of the learned tokens, nats."""
+        lessons = [self._lessons[index] for index in indexes]
         targets = torch.tensor([lesson.ids[at] for lesson in lessons for at in _learned(lesson)])
         with torch.no_grad():
-            logits_MV = self.logits(lessons, own)
+            logits_MV = self.logits(indexes, own)
             return float(F.cross_entropy(logits_MV, targets.to(logits_MV.device)))
 
 
