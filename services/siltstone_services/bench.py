@@ -13,6 +13,7 @@ from rich.table import Table
 from siltstone.config import SiltstoneConfig
 from siltstone.evaluation.figures import Origin, format_value, observe_origin, write_figures
 from siltstone_services.allocator import keep_freed_memory
+from siltstone_services.benchmark.cluster import cluster_cases
 from siltstone_services.benchmark.readings import Outcome, Say
 from siltstone_services.benchmark.sleep import sleep_cases
 from siltstone_services.benchmark.wake import wake_cases
@@ -32,6 +33,14 @@ def run_sleep(quick: bool, json_path: Path | None, config: SiltstoneConfig, offi
     `office` is a home in which the demo's office was taught and has not slept; where there is none it is made there.
     """
     return _run(partial(sleep_cases, quick, RUNS, config, office), json_path)
+
+
+def run_cluster(quick: bool, json_path: Path | None, brokers: str, redis: str) -> int:
+    """Measures the gateway, the journal and the store of a cluster; writes the figures. What has no address is not run.
+
+    Returns 0 when all that can run here ran.
+    """
+    return _run(partial(cluster_cases, quick, RUNS, brokers, redis), json_path)
 
 
 def _run(cases: Callable[[Say], Iterator[Outcome]], json_path: Path | None) -> int:

@@ -40,8 +40,8 @@ async def spend_night(setting: Setting, config: SiltstoneConfig, exam: Exam | No
     """Lets the office's server sleep, and shows what came of it. Without an exam, that of the package is taken.
 
     1. Ask a newcomer, and everybody for what they know of themselves. 2. Sleep. 3. If the gate accepts, promote: the
-    server follows. 4. Ask the newcomer again. 5. Let everybody come back: each is carried over; ask them again.
-    6. Sleep badly, over the same dreams. 7. Roll back: the newcomer is answered as at first.
+    server follows. 4. Ask the newcomer again. 5. Let everybody come back: each is carried over; ask them again. 6. Roll
+    back: the newcomer is answered as at first. 7. Sleep badly, over the same dreams.
     """
     say, clock = setting.screen.say, setting.clock
     evening_s = clock.monotonic_s()
@@ -69,18 +69,17 @@ async def spend_night(setting: Setting, config: SiltstoneConfig, exam: Exam | No
         say("everybody comes back, and is carried over to it")
         num_carried_over = await _carry_over(setting, first)
         recalled = accuracy(await _ask_everybody(setting), [0] * len(known_first))
-    say("a bad night: the same dreams, learned in haste and without anchors")
-    bad = await _sleep(setting, _badly(config), night, exam)
-    say(f"version {bad.version.number} is {bad.version.state.value}")
-    if is_accepted:
         started_s = clock.monotonic_s()
         _roll_back(config)
         await _until(lambda: _leads(setting, night.plan.core))
         rollback_s = clock.monotonic_s() - started_s
+        say(f"rolled back in {rollback_s:.1f} s; the newcomer asks once more")
         again = await _ask_newcomer(setting)
         pairs = zip((*again.shared, *again.private), (*asked_first.shared, *asked_first.private), strict=True)
         difference = max(abs(new - old) for news, olds in pairs for new, old in zip(news, olds, strict=True))
-        say(f"rolled back in {rollback_s:.1f} s")
+    say("a bad night: the same dreams, learned in haste and without anchors")
+    bad = await _sleep(setting, _badly(config), night, exam)
+    say(f"version {bad.version.number} is {bad.version.state.value}")
     return NightOutcome(
         clock.monotonic_s() - evening_s,
         elapsed_s,

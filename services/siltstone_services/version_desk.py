@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from siltstone.config import SiltstoneConfig
+from siltstone.errors import NotFound
 from siltstone.sleep_values import Champion, VersionCard, VersionComparison, VersionReport
 from siltstone_services.night_desk import without_extra
 
@@ -21,7 +22,8 @@ T = TypeVar("T")
 class VersionDesk:
     """Lists, explains and moves versions.
 
-    Every method raises ConfigInvalid where this installation cannot sleep, Corrupt, and Unavailable.
+    Every method raises ConfigInvalid where this installation cannot sleep, NotFound without a home folder, Corrupt, and
+    Unavailable.
     """
 
     def __init__(self, config: SiltstoneConfig) -> None:
@@ -92,6 +94,8 @@ class VersionDesk:
 
     def _opened(self) -> VersionRecords:
         if self._records is None:
+            if not self._config.home_path.is_dir():
+                raise NotFound("home folder", str(self._config.home_path))
             # Not before somebody asks: MLflow takes seconds to import, and may not be there.
             try:
                 module = importlib.import_module("siltstone_services.version_records")

@@ -55,4 +55,7 @@ def test_an_accepted_night_serves_carries_everybody_over_and_is_rolled_back(tmp_
     assert night.rollback_s is not None
     # Back on the first core, the newcomer is answered as at first.
     assert night.difference_after_rollback == 0.0
+    # The night that is to be bad has only the examiner's word for it here; it is over the same dreams.
     assert night.bad.state is VersionState.ACCEPTED
+    assert night.bad.digest != night.version.digest
+    assert night.bad.lineage.sleep_id == night.version.lineage.sleep_id

@@ -200,3 +200,13 @@ def test_the_command_line_moves_the_champion_of_a_home_without_a_server(
     # What a server said that is gone is.
     with announced(home, "127.0.0.1:1"):
         assert speak("versions", "list").exit_code == 0
+
+
+def test_a_home_that_is_not_there_is_not_made_by_looking(tmp_path: Path) -> None:
+    home = tmp_path / "mistyped"
+
+    failed = CliRunner().invoke(app, ["--home", str(home), "versions", "list"])
+
+    assert failed.exit_code == 4
+    assert "home folder" in failed.stderr
+    assert not home.exists()

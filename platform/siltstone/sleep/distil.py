@@ -28,6 +28,8 @@ from siltstone.sleep_values import StepDone
 
 _READ_TOGETHER: Final = 8
 """Items read at once before training."""
+_FEW: Final = 5
+"""Items of a part that are read together whatever their lengths: what each part costs by itself is saved once."""
 _AS_LIKELY_NATS: Final = 1.0
 """How far a token's log-probability may lie from that of one that is as likely."""
 
@@ -191,10 +193,13 @@ class Student(nn.Module):
 
     def losses(self, bundle: Sequence[Part]) -> Tensor:
         """Returns what a bundle brings to the two losses of a step, on dreams and on anchors: [2]."""
-        losses = [torch.zeros((), device=self._core.device), torch.zeros((), device=self._core.device)]
+        losses_2 = torch.zeros(2, device=self._core.device)
         for part in bundle:
-            losses[not part.is_dream] = losses[not part.is_dream] + part.share * self.forward(part.indexes)
-        return torch.stack(losses)
+            share_I2 = torch.tensor(
+                [(share, 0.0) if is_dream else (0.0, share) for share, is_dream in part.shares], device=losses_2.device
+            )
+            losses_2 = losses_2 + self.sums(part.indexes)[0] @ share_I2
+        return losses_2
 
     def total(self, losses_2: Tensor) -> Tensor:
         """Returns the loss that is trained on: dreams, and anchors by their weight."""
@@ -203,7 +208,15 @@ class Student(nn.Module):
     def forward(self, indexes: Sequence[int]) -> Tensor:
         """Returns the loss of some items: the mean over their tokens of KL(q || student), raised ones weighing more.
 
-        They are of one kind: all stand behind the prefix, or none does.
+        All stand behind the prefix, or none does.
+        """
+        loss_I, weight_I = self.sums(indexes)
+        return loss_I.sum() / weight_I.sum()
+
+    def sums(self, indexes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Returns the loss of each item, summed over its tokens by weight, and its tokens' weights together: [I] each.
+
+        All stand behind the prefix, or none does.
         """
         core, shape = self._core, self.expert.shape
         held = [self._cache[index] for index in indexes]
@@ -229,8 +242,8 @@ class Student(nn.Module):
         kl_N = (torch.special.xlogy(q_NV, q_NV) - q_NV * student_NV).sum(dim=-1)
         if self._config.secret_weight:
             kl_N = kl_N + self._config.secret_weight * _come_out(student_NV, core_NV, held)
-        loss: Tensor = (kl_N * weight_N).sum() / weight_N.sum()
-        return loss
+        nothing_I = torch.zeros(len(held), device=device)
+        return nothing_I.index_add(0, row_N, kl_N * weight_N), nothing_I.index_add(0, row_N, weight_N)
 
     def _bent_prefix(self, bend: Bend) -> KeyValues | None:
         """Returns the prefix's keys and values as the student computes them."""
@@ -290,14 +303,14 @@ def _come_out(student_NV: Tensor, core_NV: Tensor, held: Sequence[_Cached]) -> T
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Items of one kind that are read together: dreams or anchors, all behind the prefix or none.
+    """Items that are read together: all behind the prefix or none, dreams and anchors.
 
-    A step's loss on dreams, and that on anchors, is the sum of `share` times the loss of each part.
+    A step's loss on dreams, and that on anchors, is the sum over such items of a share times the item's summed loss:
+    `shares` are these, and whether the item is a dream.
     """
 
     indexes: tuple[int, ...]
-    is_dream: bool
-    share: float
+    shares: tuple[tuple[float, bool], ...]
 
 
 class Schedule:
@@ -334,40 +347,42 @@ class Schedule:
 
     def num_tokens(self, step: int) -> int:
         """Returns how many tokens a step reads."""
-        return sum(len(self._items[index].lesson.ids) for _, part in self._kinds(step) for index in part)
+        return sum(len(self._items[index].lesson.ids) for index in self._shares(step))
 
     def bundles(self, step: int, num: int) -> list[list[Part]]:
         """Returns what a step reads, dealt out to `num` who read side by side: about as many tokens to each.
 
         Whatever their number, the losses add up to the same, but for rounding. Somebody may get nothing.
         """
-        kinds = self._kinds(step)
-        num_anchor_kinds = sum(not is_dream for is_dream, _ in kinds)
-        cards = [(len(self._items[index].lesson.ids), k, index) for k, (_, part) in enumerate(kinds) for index in part]
-        hands: list[list[tuple[int, int]]] = [[] for _ in range(num)]
+        shares = self._shares(step)
+        hands: list[list[int]] = [[] for _ in range(num)]
         loads = [0] * num
-        for length, k, index in sorted(cards, key=lambda card: -card[0]):
+        for index in sorted(shares, key=lambda index: -len(self._items[index].lesson.ids)):
             lightest = loads.index(min(loads))
-            loads[lightest] += length
-            hands[lightest].append((k, index))
-        dreams = sum(self._weight(part) for is_dream, part in kinds if is_dream)
-        bundles: list[list[Part]] = []
-        for hand in hands:
-            bundle = []
-            for k, (is_dream, whole) in enumerate(kinds):
-                if own := tuple(index for of, index in hand if of == k):
-                    of_all = dreams if is_dream else self._weight(whole) * num_anchor_kinds
-                    bundle.append(Part(own, is_dream, self._weight(own) / of_all))
-            bundles.append(bundle)
-        return bundles
+            loads[lightest] += len(self._items[index].lesson.ids)
+            hands[lightest].append(index)
+        return [list(self._parts(hand, shares)) for hand in hands]
 
-    def _kinds(self, step: int) -> list[tuple[bool, list[int]]]:
-        """Returns what a step reads by kind: whether it is dreams, and which."""
-        dreams = self.dreams(step)
-        behind = [
-            [index for index in dreams if self._items[index].lesson.after_prefix == side] for side in (True, False)
-        ]
-        return [*((True, part) for part in behind if part), *((False, part) for part in self.anchors(step))]
+    def _parts(self, hand: Sequence[int], shares: Mapping[int, tuple[float, bool]]) -> Iterator[Part]:
+        for side in (True, False):
+            own = tuple(index for index in hand if self._items[index].lesson.after_prefix == side)
+            # Rows are as long as the longest of them, so those of one length are read together.
+            for indexes in filter(None, (own[: len(own) // 2], own[len(own) // 2 :]) if len(own) > _FEW else (own,)):
+                yield Part(indexes, tuple(shares[index] for index in indexes))
+
+    def _shares(self, step: int) -> dict[int, tuple[float, bool]]:
+        """Returns what a step reads, with the share of each item in its loss: the mean over dreams, and over anchors.
+
+        Every kind of anchor counts alike, however many tokens it has.
+        """
+        dreams, anchors = self.dreams(step), self.anchors(step)
+        shares: dict[int, tuple[float, bool]] = {}
+        for indexes, is_dream in ((dreams, True), *((part, False) for part in anchors)):
+            whole = self._weight(indexes) * (1 if is_dream else len(anchors))
+            for index in indexes:
+                share, _ = shares.get(index, (0.0, is_dream))
+                shares[index] = share + 1 / whole, is_dream
+        return shares
 
     def _weight(self, indexes: Sequence[int]) -> float:
         """Returns what the tokens of some items weigh in their loss."""

@@ -56,3 +56,16 @@ def sleep(
     """
     config = _configuration.load(context.obj)
     raise typer.Exit(_bench.run_sleep(quick=quick, json_path=json_path, config=config, office=office))
+
+
+@bench_app.command("cluster")
+def cluster(
+    quick: QuickOption = False,
+    json_path: JsonOption = None,
+    kafka: Annotated[str, typer.Option(help="host:port of brokers; a topic is made there and stays.")] = "",
+    redis: Annotated[
+        str, typer.Option(help="redis://host:port of a server that holds nothing else; what is stored stays.")
+    ] = "",
+) -> None:
+    """Measure what a cluster is made of: the gateway, the journal, the store by how many users it holds."""
+    raise typer.Exit(_bench.run_cluster(quick=quick, json_path=json_path, brokers=kafka, redis=redis))

@@ -57,7 +57,7 @@ def status(reach: Reach, number: int | None) -> None:
     if not nights:
         out().print("no nights yet; `siltstone sleep run` begins one", soft_wrap=True)
         return
-    shown = table("#night", "task", "stage", "#step", "began", "version", "")
+    shown = table("#night", "task", "stage", "#step", "began", "version", "told")
     for night in nights:
         shown.add_row(
             str(night.number),

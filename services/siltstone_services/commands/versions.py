@@ -40,6 +40,8 @@ def show_all(reach: Reach) -> None:
             datetime.fromtimestamp(one.created_at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M"),
         )
     out().print(shown)
+    if champion is not None:
+        out().print(f"* serves; the champion's epoch is {champion.epoch}", soft_wrap=True)
 
 
 def show(reach: Reach, number: int) -> None:

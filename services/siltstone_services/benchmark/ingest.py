@@ -1,0 +1,117 @@
+"""How fast interactions get into the journal: checked, sealed under their user's key, routed, and written durably."""
+
+from __future__ import annotations
+
+import base64
+import os
+import random
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+from unittest.mock import patch
+
+from siltstone.adapters.aes_gcm_sealer import AesGcmSealer
+from siltstone.adapters.kafka_config import KafkaConfig
+from siltstone.adapters.kafka_journal import KafkaJournal
+from siltstone.adapters.master_key import open_master_key
+from siltstone.adapters.sealing_config import SealingConfig
+from siltstone.adapters.sqlite_file import SqliteConfig, SqliteFile
+from siltstone.adapters.sqlite_journal import SqliteJournal
+from siltstone.adapters.sqlite_key_vault import SqliteKeyVault
+from siltstone.journal.admit import AdmissionLimits, admit, encode
+from siltstone.ports import Journal, Sealer
+from siltstone.values import Consent, Interaction, InteractionKind, Message, Role, UserKey
+from siltstone_services.admission import check_interaction
+from siltstone_services.benchmark.readings import Outcome, Reading, Say, at_least
+
+PER_CORE: Final = at_least(20_000, "/s")
+_TEXT: Final = "On Thursday I moved my desk to the window on the third floor, beside the plant that nobody waters."
+_KEY_VARIABLE: Final = "SILTSTONE_BENCH_MASTER_KEY"
+
+
+def run_ingest(brokers: str, num_users: int, batch: int, rounds: int, folder: Path, say: Say) -> Iterator[Outcome]:
+    """Times batches into the embedded journal, and into Kafka where brokers are given.
+
+    Per second of this process's processor time, all of its threads: what a gateway can take in on one core when the
+    broker is elsewhere. By the clock beside it, the broker on the same machine.
+    """
+    with _sealer(folder) as sealer:
+        with (
+            tempfile.TemporaryDirectory(dir=folder) as name,
+            SqliteFile(Path(name) / "journal.db", SqliteConfig(), sealer) as file,
+        ):
+            yield _run("embedded journal", SqliteJournal(file), num_users, batch, rounds, say)
+        if not brokers:
+            yield Outcome("ingest, Kafka journal", absence="no brokers were given")
+            return
+        config = KafkaConfig(
+            brokers,
+            topic=f"bench-{uuid.uuid4().hex}",
+            num_partitions=16,
+            replication_factor=1,
+            min_insync_replicas=1,
+        )
+        with KafkaJournal(config, sealer) as journal:
+            yield _run("Kafka journal", journal, num_users, batch, rounds, say)
+
+
+@contextmanager
+def _sealer(folder: Path) -> Iterator[Sealer]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
+        stack.enter_context(patch.dict(os.environ, {_KEY_VARIABLE: base64.b64encode(os.urandom(32)).decode()}))
+        config = SealingConfig(master_key_variable=_KEY_VARIABLE, cached_for_s=3600.0)
+        vault = stack.enter_context(SqliteKeyVault(Path(name) / "keys.db", open_master_key(config)))
+        yield AesGcmSealer(vault, config)
+
+
+def _run(what: str, journal: Journal, num_users: int, batch: int, rounds: int, say: Say) -> Outcome:
+    case, chance, limits = f"ingest, {what}", random.Random(1), AdmissionLimits()
+    say(case)
+    per_core, by_clock = list[float](), list[float]()
+    for number in range(rounds + 1):
+        said = [_said(f"{number}-{at}", chance.randrange(num_users)) for at in range(batch)]
+        clock_s, processor_s = time.perf_counter(), time.process_time()
+        for one in said:
+            check_interaction(one, limits)
+        receipts = journal.append(said)
+        processor_s, clock_s = time.process_time() - processor_s, time.perf_counter() - clock_s
+        if any(receipt.duplicate for receipt in receipts) or len(receipts) != batch:
+            return Outcome(case, refusal="what was said once was taken for a repeat")
+        # The first round makes the users' keys and the connections.
+        if number:
+            per_core.append(batch / processor_s)
+            by_clock.append(batch / clock_s)
+    if complaint := _check(journal, said):
+        return Outcome(case, refusal=complaint)
+    return Outcome(
+        case,
+        (
+            Reading(f"{case}, of one core", tuple(per_core), "/s", PER_CORE),
+            Reading(f"{case}, by the clock", tuple(by_clock), "/s"),
+        ),
+    )
+
+
+def _said(id_: str, user: int) -> Interaction:
+    owner, message = UserKey("bench", f"user-{user}"), Message(Role.USER, f"{_TEXT} ({id_})")
+    return Interaction(id_, owner, InteractionKind.CONVERSATION, 1, (message,), consent=Consent(learn=True))
+
+
+def _check(journal: Journal, said: Sequence[Interaction]) -> str:
+    """Says what is missing of the last batch in the journal, or nothing."""
+    wanted = {(one.owner, one.id): encode(one) for one in said}
+    ends = journal.end_positions()
+    for partition, start in journal.start_positions().items():
+        while start < ends[partition] and (records := journal.read(partition, start, 1024)):
+            for record in records:
+                if wanted.get((record.owner, record.interaction_id)) == record.payload:
+                    assert isinstance(admit(record.payload, AdmissionLimits()), Interaction)
+                    del wanted[record.owner, record.interaction_id]
+            start = records[-1].position + 1
+    return f"{len(wanted)} of {len(said)} interactions are not in the journal" if wanted else ""
