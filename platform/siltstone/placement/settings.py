@@ -14,7 +14,6 @@ _MORE_THAN_0: Final = (
     "release_budget_s",
     "start_budget_s",
     "follow_budget_s",
-    "look_every_s",
 )
 
 
@@ -59,8 +58,6 @@ class ClusterConfig:
     unavailable."""
     max_batch_calls: int = 256
     """Calls that travel to a shard together, at most."""
-    look_every_s: float = 0.05
-    """Seconds between two looks of a shard at its partitions for what was written to them."""
 
     def __post_init__(self) -> None:
         for name in ("num_shards", "max_moves", "max_batch_calls"):
