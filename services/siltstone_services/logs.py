@@ -10,6 +10,8 @@ from typing import Final
 
 _NOT_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
+_TALKATIVE: Final = ("kafka", "ray")
+
 
 class JsonLines(logging.Formatter):
     """Writes a record with everything given as `extra`."""
@@ -32,6 +34,9 @@ def log_to_stderr(level: str) -> None:
     # The root's level does not bind a library that sets its own.
     handler.setLevel(level.upper())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for name in _TALKATIVE:
+        # They tell of every connection, and name no reason for it.
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def frames_of(error: BaseException) -> list[str]:

@@ -179,7 +179,7 @@ class SiltstoneConfig:
                 raise ConfigInvalid(name, f"num_partitions: {expected}")
         if not self.sealing.is_on:
             # A topic cannot be edited: only the key of what is in it can be destroyed.
-            raise ConfigInvalid("sealing", "expected a master key, since what is on a topic is forgotten by its key alone")
+            raise ConfigInvalid("sealing", "expected a master key: what is on a topic is forgotten by its key alone")
 
     @property
     def home_path(self) -> Path:
