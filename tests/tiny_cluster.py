@@ -76,14 +76,16 @@ async def blobs_of(host: ShardHost, users: Sequence[UserKey] = USERS) -> dict[Us
     return blobs
 
 
-async def embedded_blobs(home: Path, stream: Sequence[Interaction]) -> dict[UserKey, bytes]:
+async def embedded_blobs(
+    home: Path, stream: Sequence[Interaction], users: Sequence[UserKey] = USERS
+) -> dict[UserKey, bytes]:
     """Returns the memories that one process makes of a stream, in a home of its own with the same core."""
     quiet = home.parent / f"{home.name}-quiet"
     for name in ("cores", "bases"):
         shutil.copytree(home / name, quiet / name)
     async with open_host(quiet, ONE_BY_ONE) as host:
         await host.wait_absorbed(await host.record(stream))
-        return await blobs_of(host)
+        return await blobs_of(host, users)
 
 
 class LookedAtJournal(SqliteJournal):
@@ -124,11 +126,16 @@ class LocalLink:
 
     async def _alive(self, asked: Any) -> Any:
         """What a call cut off by a death raises is that the process is gone."""
+        node = self.node
         try:
             return await asked
         except SiltstoneError:
-            self._there()
+            self._check_is(node)
             raise
+
+    def _check_is(self, node: ShardNode | None) -> None:
+        if self.node is not node:
+            raise ShardGone("the shard", "its process has ended")
 
     async def beat(self) -> Beat | None:
         return await self._alive(self._there().beat())
@@ -145,13 +152,14 @@ class LocalLink:
                 yield progress
 
     async def answer(self, request: GenerateRequest) -> AsyncGenerator[Pinned | AnswerPart | AnswerEnd, None]:
+        node = self._there()
         try:
-            async with aclosing(self._there().answer(request)) as items:
+            async with aclosing(node.answer(request)) as items:
                 async for item in items:
                     yield item
-                    self._there()
+                    self._check_is(node)
         except SiltstoneError:
-            self._there()
+            self._check_is(node)
             raise
 
     async def scores(self, questions: Sequence[ScoreQuestion]) -> list[Scores | SiltstoneError]:

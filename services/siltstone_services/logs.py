@@ -18,7 +18,9 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line."""
-        fields = {name: value for name, value in vars(record).items() if name not in _NOT_FIELDS}
+        told_of = vars(record).items()
+        # Ray marks every record of its process.
+        fields = {name: value for name, value in told_of if name not in _NOT_FIELDS and not name.startswith("_")}
         told = {
             "at_ms": round(record.created * 1000),
             "level": record.levelname.lower(),
@@ -35,8 +37,8 @@ def log_to_stderr(level: str) -> None:
     handler.setLevel(level.upper())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in _TALKATIVE:
-        # They tell of every connection, and name no reason for it.
-        logging.getLogger(name).setLevel(logging.WARNING)
+        # They tell of every connection and every slow moment; what came of it, we tell.
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def frames_of(error: BaseException) -> list[str]:

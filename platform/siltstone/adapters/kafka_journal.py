@@ -39,6 +39,8 @@ _OVERHEAD_BYTES: Final = 512
 _PARKED_BYTES: Final = 2_048
 """What the headers of a parked one may take."""
 
+_OVERDUE_SHARE: Final = 0.25
+
 Name = tuple[UserKey, str]
 
 
@@ -227,6 +229,21 @@ class KafkaJournal:
     def ready(self, positions: Mapping[int, int]) -> dict[int, int]:
         """See `ports.Journal.ready`."""
         return self._reader.ready(positions)
+
+    def overdue(self, positions: Mapping[int, int]) -> list[int]:
+        """See `ports.Journal.overdue`: by the records' times, which are their producers'."""
+        if not positions:
+            return []
+        since_ms = int((time.time() - self.config.retention_hours * 3_600 * _OVERDUE_SHARE) * 1_000)
+        places = [kafka.TopicPartition(self.config.topic, partition) for partition in positions]
+        timeout_s = self.config.answer_timeout_s
+        with self._asking, translated():
+            asker = self._asked()
+            told = asker.offsets_for_times(dict.fromkeys(places, since_ms), timeout_ms=timeout_s * 1_000)
+            ends = ask_offsets(asker.end_offsets, places, timeout_s)
+        firsts = {place.partition: found.offset for place, found in told.items() if found is not None}
+        # Without a record of that time or later, all that there are are older.
+        return [one for one, position in positions.items() if position < firsts.get(one, ends[one])]
 
     @property
     def look_every_s(self) -> float:

@@ -78,6 +78,10 @@ class SqliteJournal:
         """See `ports.Journal.ready`: a read waits for nothing."""
         return dict.fromkeys(positions, _ALL)
 
+    def overdue(self, positions: Mapping[int, int]) -> list[int]:
+        """See `ports.Journal.overdue`: everything is kept."""
+        return []
+
     def park(self, parked: Sequence[Parked]) -> None:
         """See `ports.Journal.park`: nobody else reads the file."""
 

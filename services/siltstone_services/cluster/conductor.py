@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 _ENDS_EVERY_S: Final = 1.0
+_AGES_EVERY_S: Final = 60.0
 _STARTS_ANEW_AFTER_S: Final = 1.0
 
 
@@ -67,6 +68,7 @@ class Conductor:
             self._start(self._watch(name))
         self._start(self._conduct())
         self._start(self._look_at_ends())
+        self._start(self._look_at_ages())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -303,3 +305,14 @@ class Conductor:
             except SiltstoneError as error:
                 _LOG.warning("ends of the journal not known", extra={"error": str(error)})
             await asyncio.sleep(_ENDS_EVERY_S)
+
+    async def _look_at_ages(self) -> None:
+        """Warns of what has waited for so long that the journal may forget it before it is absorbed."""
+        while True:
+            try:
+                overdue = await asyncio.to_thread(self._journal.overdue, dict(self.positions))
+                if overdue:
+                    _LOG.error("records wait for long", extra={"partitions": overdue})
+            except SiltstoneError as error:
+                _LOG.info("ages of records not known", extra={"error": str(error)})
+            await asyncio.sleep(_AGES_EVERY_S)
