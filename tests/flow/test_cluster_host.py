@@ -8,16 +8,23 @@ from pathlib import Path
 
 import pytest
 from tiny_cluster import NUM_PARTITIONS, ONE_BY_ONE, USERS, blobs_of, embedded_blobs, open_cluster, stream_of
-from tiny_home import ADA, add_tiny_core, asking, said
+from tiny_home import ADA, add_tiny_core, asking, said, tiny_config
 
-from siltstone.errors import InvalidInput, Overloaded, Unavailable
+from siltstone.errors import ConfigInvalid, InvalidInput, Overloaded, Unavailable
 from siltstone.journal.partition import partition_of
 from siltstone.values import AnswerEnd, AnswerPart, Consent, GenerateRequest, Interaction, Message, Role
 from siltstone_services.cluster.conductor import Conductor
 from siltstone_services.cluster.router import ClusterHost
+from siltstone_services.embedded_store import open_store
+from siltstone_services.night_desk import NightDesk
 
 QUESTION = [Message(Role.USER, "Where do I live?")]
 ANSWERS = ["In Lisbon.", "In Oslo."]
+IS_ON = {
+    **{f"{part}.num_partitions": NUM_PARTITIONS for part in ("kafka", "redis", "key_store")},
+    "cluster.is_on": True,
+    "sealing.master_key_variable": "KEY",
+}
 
 
 @pytest.fixture
@@ -228,3 +235,17 @@ async def test_without_any_owner_a_request_is_told_so_once_its_time_is_over(home
         fleet.may_restart.set()
         await conductor.wait_for(lambda: conductor.coordinator.is_settled, 30, "the cluster", "it does not settle")
         await host.wait_absorbed(recorded)
+
+
+def test_what_works_on_the_file_of_a_home_is_refused_for_a_cluster(home: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="the memories of a cluster are not in it"), open_store(
+        tiny_config(home, IS_ON)
+    ):
+        pass
+
+
+async def test_a_night_over_a_cluster_is_refused_before_it_begins(home: Path) -> None:
+    desk = NightDesk(tiny_config(home, IS_ON))
+    with pytest.raises(ConfigInvalid, match="nights over the memories of a cluster"):
+        await desk.run(0, 0)
+    assert await desk.list() == ()

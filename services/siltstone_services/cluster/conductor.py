@@ -150,9 +150,9 @@ class Conductor:
     def lag_of(self, partitions: tuple[int, ...]) -> int:
         """Returns how many records of partitions wait, as far as known; a damaged one's wait for somebody."""
         return sum(
-            max(0, self.ends.get(partition, 0) - self.positions.get(partition, 0))
+            max(0, self.ends.get(partition, 0) - self.positions[partition])
             for partition in partitions
-            if partition not in self.damaged
+            if partition in self.positions and partition not in self.damaged
         )
 
     def tell(self) -> None:
