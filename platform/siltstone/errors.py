@@ -121,6 +121,17 @@ class PositionConflict(SiltstoneError):
         return f"partition {self.partition}: commit expected position {self.expected}, the store is at {self.stored}"
 
 
+class NotOwner(SiltstoneError):
+    """A shard was asked about a partition that it does not own, or not any more. Args: partition."""
+
+    def __init__(self, partition: int) -> None:
+        super().__init__(partition)
+        self.partition = partition
+
+    def __str__(self) -> str:
+        return f"partition {self.partition} is not here; it has moved, or is about to"
+
+
 class StaleEpoch(SiltstoneError):
     """A change of champion expected another champion. Args: expected, newest."""
 

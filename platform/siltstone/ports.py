@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from siltstone.values import (
     Parked,
     Receipt,
     ShardStatus,
+    ShardView,
     Snapshot,
     UserExport,
     UserKey,
@@ -51,6 +52,47 @@ class Journal(Protocol):
         damaged raises, it is never returned. What somebody else wrote who knows no better comes with its `defect`.
         Raises: Corrupt when a stored payload does not match its digest, or records from `start` on are not kept any
         more. Unavailable.
+        """
+        ...
+
+    def follow(self, positions: Mapping[int, int]) -> None:
+        """Begins to read partitions on from these positions, as their owner: ahead of what is asked, where that helps.
+
+        Raises: Unavailable.
+        """
+        ...
+
+    def leave(self, partitions: Sequence[int]) -> None:
+        """Reads no more of partitions ahead."""
+        ...
+
+    def ready(self, positions: Mapping[int, int]) -> dict[int, int]:
+        """Returns those partitions that may have records from their position on, and how many can be read at once.
+
+        Promises: it does not wait for what is not there yet. A partition that cannot be read on is among them, so that
+        `read` says why.
+        Raises: Unavailable.
+        """
+        ...
+
+    @property
+    def look_every_s(self) -> float:
+        """Seconds after which it is worth asking `ready` again; 0 where nobody appends but who tells of it."""
+        ...
+
+    def overdue(self, positions: Mapping[int, int]) -> list[int]:
+        """Returns those partitions whose record at this position has waited for so long that it may not be kept.
+
+        Promises: told well before: when a quarter of the time is over for which a record is kept at least.
+        Raises: Unavailable.
+        """
+        ...
+
+    def park(self, parked: Sequence[Parked]) -> None:
+        """Tells others what was parked, where the journal is one that others read: at least once, durably.
+
+        The store's word is the one that counts; this one comes before it, and may come again.
+        Raises: Unavailable.
         """
         ...
 
@@ -257,6 +299,10 @@ class ShardHost(Protocol):
 
     async def status(self) -> ShardStatus:
         """Returns what an operator may see."""
+        ...
+
+    async def shards(self) -> tuple[ShardView, ...]:
+        """Returns every shard that is there, and what it owns."""
         ...
 
 

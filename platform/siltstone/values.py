@@ -354,6 +354,30 @@ class ShardStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class PartitionView:
+    """What an operator may see of a partition: whose turn it is (epoch), how far it is, and what waits in it."""
+
+    partition: int
+    epoch: int
+    position: int
+    lag_interactions: int
+    is_damaged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShardView:
+    """What an operator may see of one shard and its partitions. Rates are None until they are known."""
+
+    name: str
+    state: str
+    partitions: tuple[PartitionView, ...]
+    num_users_resident: int
+    resident_bytes: int
+    absorbed_per_s: float | None = None
+    answered_tokens_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Figure:
     """One measured number with everything needed to believe it."""
 

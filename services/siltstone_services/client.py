@@ -27,6 +27,7 @@ from siltstone.values import (
     Message,
     Receipt,
     ShardStatus,
+    ShardView,
     UserExport,
     UserKey,
 )
@@ -39,6 +40,7 @@ from siltstone.wire.interactions import (
     receipt_from_proto,
 )
 from siltstone.wire.memories import ExportReader, card_from_proto, erasure_from_proto, parking_told
+from siltstone.wire.shards import shard_from_proto
 from siltstone_services.operator_client import NightClient, VersionClient
 from siltstone_services.status import from_rpc_error
 
@@ -168,6 +170,12 @@ class SiltstoneClient:
         with self._translated():
             response = await self._inference.GetStatus(inference_pb.GetStatusRequest(), timeout=self._timeout_s)
         return status_from_proto(response.status)
+
+    async def shards(self) -> tuple[ShardView, ...]:
+        """Returns every shard and the partitions it owns."""
+        with self._translated():
+            response = await self._inference.ListShards(inference_pb.ListShardsRequest(), timeout=self._timeout_s)
+        return tuple(map(shard_from_proto, response.shards))
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

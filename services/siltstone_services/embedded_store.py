@@ -15,9 +15,11 @@ from siltstone.ports import Sealer
 def open_store(config: SiltstoneConfig) -> Iterator[SqliteFile]:
     """Gives the file that holds a home's journal and memories. Users' keys are in another, `keys/users.db`.
 
-    Raises: ConfigInvalid when the file is sealed and no master key is configured, or the reverse, or when it is the
-    wrong one; Corrupt; Unavailable.
+    Raises: ConfigInvalid for a cluster, whose memories are elsewhere, and when the file is sealed and no master key is
+    configured, or the reverse, or when it is the wrong one; Corrupt; Unavailable.
     """
+    if config.cluster.is_on:
+        raise ConfigInvalid("cluster", "this works on the file of a home, and the memories of a cluster are not in it")
     with ExitStack() as stack:
         sealer = _sealer(config, stack) if config.sealing.is_on else None
         yield stack.enter_context(SqliteFile(config.home_path / "siltstone.db", config.store, sealer))

@@ -10,13 +10,17 @@ from typing import Final
 
 _NOT_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
+_TALKATIVE: Final = ("kafka", "ray")
+
 
 class JsonLines(logging.Formatter):
     """Writes a record with everything given as `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line."""
-        fields = {name: value for name, value in vars(record).items() if name not in _NOT_FIELDS}
+        told_of = vars(record).items()
+        # Ray marks every record of its process.
+        fields = {name: value for name, value in told_of if name not in _NOT_FIELDS and not name.startswith("_")}
         told = {
             "at_ms": round(record.created * 1000),
             "level": record.levelname.lower(),
@@ -32,6 +36,9 @@ def log_to_stderr(level: str) -> None:
     # The root's level does not bind a library that sets its own.
     handler.setLevel(level.upper())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for name in _TALKATIVE:
+        # They tell of every connection and every slow moment; what came of it, we tell.
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def frames_of(error: BaseException) -> list[str]:

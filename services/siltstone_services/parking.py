@@ -33,7 +33,9 @@ class ParkingLog:
         num_new, self._num_parked = num_parked - self._num_parked, num_parked
         if not num_new:
             return
-        places = [(partition, at) for partition, end in positions.items() for at in range(before[partition], end)]
+        places = [
+            (partition, at) for partition, end in positions.items() for at in range(before.get(partition, end), end)
+        ]
         try:
             parked = parked_among(self._store, places)
         except SiltstoneError as error:

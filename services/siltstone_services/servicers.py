@@ -25,6 +25,7 @@ from siltstone.wire.interactions import (
     receipt_to_proto,
 )
 from siltstone.wire.memories import card_to_proto, erasure_to_proto, export_to_proto, parked_to_proto
+from siltstone.wire.shards import shard_to_proto
 from siltstone_services.admission import (
     check_generate,
     check_interaction,
@@ -125,6 +126,12 @@ class InferenceServicer(InferenceServiceServicer):
     async def GetStatus(self, request: inference_pb.GetStatusRequest, context: Any) -> inference_pb.GetStatusResponse:  # noqa: N802
         """See the interface."""
         return inference_pb.GetStatusResponse(status=status_to_proto(await self._host.status()))
+
+    async def ListShards(  # noqa: N802
+        self, request: inference_pb.ListShardsRequest, context: Any
+    ) -> inference_pb.ListShardsResponse:
+        """See the interface."""
+        return inference_pb.ListShardsResponse(shards=map(shard_to_proto, await self._host.shards()))
 
 
 @contextmanager

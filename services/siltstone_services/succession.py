@@ -50,6 +50,7 @@ class Succession:
     ) -> None:
         self._served, self._loaded, self._lanes, self._shard = served, loaded, lanes, shard
         self._upkeep, self._store, self._config, self._crew = upkeep, store, config, crew
+        self._unserved: set[str] = set()
 
     def open_needed(self) -> None:
         """Opens every other version that somebody's memory was learned under, before anything is served.
@@ -60,14 +61,39 @@ class Succession:
             if self._served is None or not version or self._lanes.get(version) is not None:
                 continue
             try:
-                lane = open_lane(self._served.load(version.split("-")[0]), self._config, self._crew)
+                lane = self._open(version)
             except (NotFound, WrongState, Corrupt, InvalidInput, Unavailable) as error:
                 told = {"core": version, "users": num_users, "error": str(error)}
                 _LOG.warning("version cannot serve", extra=told)
                 continue
-            # Under other settings of the memory a core has another read basis: those memories fit it no longer.
-            if lane.version == version:
+            if lane is not None:
                 self._lanes.add(lane)
+
+    async def open_missing(self, ask: Ask) -> None:
+        """Opens every version that somebody's memory was learned under by now, before users come from elsewhere.
+
+        Raises: Unavailable: users who come without their version would be refused, so they are to come later.
+        """
+        if self._served is None:
+            return
+        needed = await asyncio.to_thread(self._store.users_by_core)
+        known = await ask(lambda: {lane.version for lane in self._lanes})
+        for version in needed.keys() - known - {""} - self._unserved:
+            try:
+                lane = await asyncio.to_thread(self._open, version)
+            except (NotFound, WrongState, Corrupt, InvalidInput) as error:
+                _LOG.warning("version cannot serve", extra={"core": version, "error": str(error)})
+                lane = None
+            if lane is None:
+                self._unserved.add(version)
+            else:
+                await ask(partial(self._lanes.add, lane))
+
+    def _open(self, version: str) -> Lane | None:
+        """Returns the lane of a version; None under other settings of the memory: it has another read basis then."""
+        assert self._served is not None
+        lane = open_lane(self._served.load(version.split("-")[0]), self._config, self._crew)
+        return lane if lane.version == version else None
 
     async def watch(self, ask: Ask) -> None:
         """Looks, again and again, whether another version is to lead."""

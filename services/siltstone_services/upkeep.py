@@ -8,8 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from siltstone.config import SiltstoneConfig
-from siltstone.errors import Corrupt, SnapshotMismatch, Unavailable
-from siltstone.journal.partition import partition_of
+from siltstone.errors import Corrupt, NotOwner, SnapshotMismatch, Unavailable
 from siltstone.memory.consolidation import due_level, retold
 from siltstone.memory.shard import Shard
 from siltstone.memory.user_memory import UserMemory
@@ -82,11 +81,8 @@ class Upkeep:
     while. What was refused is tried again when the memory or the leading version has changed.
     """
 
-    def __init__(
-        self, lanes: Lanes, shard: Shard, store: SnapshotStore, num_partitions: int, config: SiltstoneConfig
-    ) -> None:
-        self._lanes, self._shard, self._store = lanes, shard, store
-        self._num_partitions, self._config = num_partitions, config
+    def __init__(self, lanes: Lanes, shard: Shard, store: SnapshotStore, config: SiltstoneConfig) -> None:
+        self._lanes, self._shard, self._store, self._config = lanes, shard, store, config
         self._waiting: dict[UserKey, None] = {}
         self._refused: dict[UserKey, tuple[int, str]] = {}
         self._tired: dict[UserKey, None] = {}
@@ -137,6 +133,14 @@ class Upkeep:
         if self._job is not None and self._job.owner == owner:
             self._job = None
 
+    def let_go(self) -> None:
+        """Keeps nothing of users whose partition is not here any more: whoever has it now looks after them."""
+        for kept in (self._waiting, self._refused, self._tired, self._sleepless):
+            for owner in [owner for owner in kept if not self._shard.owns(owner)]:
+                del kept[owner]
+        if self._job is not None and not self._shard.owns(self._job.owner):
+            self._job = None
+
     def step(self, absorbing: Collection[UserKey]) -> None:
         """Takes one small step for one user. Those who are being absorbed wait: what they learn now goes before."""
         try:
@@ -152,7 +156,7 @@ class Upkeep:
             elif (owner := next((owner for owner in self._tired if owner not in absorbing), None)) is not None:
                 del self._tired[owner]
                 self._job = self._sleep_of(self._shard.memory_of(owner))
-        except (Unavailable, Corrupt, SnapshotMismatch) as error:
+        except (Unavailable, Corrupt, NotOwner, SnapshotMismatch) as error:
             # Nothing is lost: the memory goes on as it is, and whoever comes back is tried again.
             _log.warning("upkeep failed", extra={"error": type(error).__name__})
             self._job = None
@@ -198,7 +202,7 @@ class Upkeep:
         if not outcome.accepted:
             self._refused[job.owner] = (job.sequence, job.version)
             return
-        self._shard.replace(memory, partition_of(job.owner, self._num_partitions))
+        self._shard.replace(memory)
         self._refused.pop(job.owner, None)
         self.num_rebased += 1
         self.leave(before.core)
@@ -210,7 +214,7 @@ class Upkeep:
         if outcome.memory is None:
             self._sleepless[job.owner] = job.sequence
             return
-        self._shard.replace(memory, partition_of(job.owner, self._num_partitions))
+        self._shard.replace(memory)
         self._sleepless.pop(job.owner, None)
         self.num_slept += 1
         self.notice(memory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 from siltstone.adapters.bm25_recall import Bm25Recall
 from siltstone.adapters.core_store import CoreStore
@@ -12,7 +12,11 @@ from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
+from siltstone.errors import ConfigInvalid
 from siltstone.ports import ShardHost
+from siltstone_services.cluster.backends import open_backends
+from siltstone_services.cluster.conductor import Conductor
+from siltstone_services.cluster.router import ClusterHost
 from siltstone_services.embedded_store import open_store
 from siltstone_services.home import exclusive
 from siltstone_services.served import ServedCores
@@ -37,3 +41,34 @@ async def embedded_host(config: SiltstoneConfig) -> AsyncIterator[ShardHost]:
                 journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
                 async with EmbeddedHost(core, journal, store, recall, SystemClock(), config, served) as host:
                     yield host
+
+
+@asynccontextmanager
+async def cluster_host(config: SiltstoneConfig) -> AsyncIterator[ShardHost]:
+    """Gives a shard host over shards on Ray, the journal on Kafka and the memories in Redis. The shards end with it.
+
+    Raises: as `embedded_host`; ConfigInvalid when the extra is missing or a server refuses us; Unavailable when one
+    does not answer, or Ray has no room.
+    """
+    try:
+        from siltstone_services.cluster.ray_shards import RayShards, joined
+    except ModuleNotFoundError as error:
+        raise ConfigInvalid("cluster", f"expected the extra siltstone[cluster]: {error.name} is missing") from error
+    with exclusive(config.home_path) as hold, ExitStack() as stack:
+        hold.use(CoreStore(config.home_path).resolve(config.core))
+        # Before anything is started: a server that refuses us is told at once.
+        backends = await asyncio.to_thread(stack.enter_context, open_backends(config))
+        stack.enter_context(joined(config.cluster))
+        fleet = await asyncio.to_thread(RayShards, config)
+        try:
+            async with Conductor(config.kafka.num_partitions, fleet, backends.journal, config.cluster) as conductor:
+                await conductor.wait_for(
+                    lambda: conductor.coordinator.is_settled,
+                    config.cluster.start_budget_s,
+                    "the cluster",
+                    "its shards do not own all partitions within cluster.start_budget_s; the log says why",
+                )
+                yield ClusterHost(conductor, backends, SystemClock(), config)
+                await conductor.close(config.cluster.release_budget_s)
+        finally:
+            await fleet.stop()

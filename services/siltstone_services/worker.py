@@ -60,7 +60,9 @@ class Worker:
         on_commit: Callable[[], None],
         on_trouble: Callable[[Unavailable], None],
         on_failure: Callable[[BaseException], None],
+        look_every_s: float = 0.0,
     ) -> None:
+        """`look_every_s` is how often to look for records that nobody tells of; 0 for never."""
         self._lanes, self._shard, self._upkeep, self._config = lanes, shard, upkeep, config
         self._on_progress, self._on_commit = on_progress, on_commit
         self._on_trouble, self._on_failure = on_trouble, on_failure
@@ -73,6 +75,8 @@ class Worker:
         self._answers_in_a_row = 0
         self._steps_in_a_row = 0
         self._is_stopping = False
+        self._leavers: list[tuple[frozenset[int], Command]] = []
+        self._look_every_s, self._look_at_s = look_every_s, 0.0
         self.busy_s = 0.0
 
     def start(self) -> None:
@@ -91,7 +95,30 @@ class Worker:
 
     def notice_records(self) -> None:
         """Says that the journal may have new records."""
-        self.call(self._look)
+        self.call(self.look)
+
+    def let_go(self, partitions: frozenset[int], then: Command) -> None:
+        """Owns partitions no more once the round under way is committed, and calls `then` (on the worker's thread).
+
+        A round that cannot be committed now is not waited for: the partitions' next owner takes it in anew.
+        """
+        self._shard.prepare_to_leave(partitions)
+        self._leavers.append((partitions, then))
+        self._let_go()
+
+    def _let_go(self) -> None:
+        waiting = []
+        for partitions, then in self._leavers:
+            if self._round is not None and self._trouble is not None:
+                for partition in partitions:
+                    self._round.taken.drop_partition(partition)
+            if self._round is not None and not partitions.isdisjoint(self._round.taken.ends):
+                waiting.append((partitions, then))
+                continue
+            self._shard.leave(partitions)
+            self._upkeep.let_go()
+            then()
+        self._leavers = waiting
 
     def leave_out(self, owner: UserKey) -> None:
         """Keeps a user's part of what is under way out of what it commits (on the worker's thread)."""
@@ -104,7 +131,8 @@ class Worker:
         self._round = None
         self._may_have_records = True
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Looks for records soon (on the worker's thread)."""
         if not self._wants_to_absorb:
             self._wait_for_more()
         self._may_have_records = True
@@ -121,6 +149,7 @@ class Worker:
                 if self._is_stopping:
                     return
                 started = time.monotonic()
+                self._look_out(started)
                 self._step()
                 self.busy_s += time.monotonic() - started
         except BaseException as error:
@@ -128,6 +157,17 @@ class Worker:
             where = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
             _log.error("worker ended", extra={"error": type(error).__name__, "where": where})
             self._on_failure(error)
+
+    def _look_out(self, now_s: float) -> None:
+        """Looks for records that others have appended, when it is time to."""
+        if not self._look_every_s or self._wants_to_absorb or now_s < self._look_at_s:
+            return
+        self._look_at_s = now_s + self._look_every_s
+        try:
+            if self._shard.has_records():
+                self.look()
+        except Unavailable as error:
+            self._pause(error)
 
     @property
     def _wants_to_absorb(self) -> bool:
@@ -137,11 +177,12 @@ class Worker:
         """How long there is nothing to do but to wait for a command; None when until one comes."""
         if self._lanes.num_running:
             return 0.0
-        upkeep_s = self._upkeep.wait_s()
-        if not self._wants_to_absorb:
-            return upkeep_s
-        absorb_s = max(0.0, self._absorb_at_s - time.monotonic())
-        return absorb_s if upkeep_s is None else min(absorb_s, upkeep_s)
+        waits_s = [self._upkeep.wait_s()]
+        if self._wants_to_absorb:
+            waits_s.append(max(0.0, self._absorb_at_s - time.monotonic()))
+        elif self._look_every_s:
+            waits_s.append(max(0.0, self._look_at_s - time.monotonic()))
+        return min((wait_s for wait_s in waits_s if wait_s is not None), default=None)
 
     def _take_commands(self, wait_s: float | None) -> None:
         """Runs what commands there are; where there is none, waits so long for one."""
@@ -163,6 +204,8 @@ class Worker:
         if self._upkeep.wait_s() == 0 and (is_free or self._steps_in_a_row >= _STEPS_BEFORE_UPKEEP):
             self._steps_in_a_row = 0
             self._upkeep.step(self._round.taken.work.keys() if self._round is not None else ())
+            return
+        if is_free:
             return
         self._upkeep.put_off()
         self._steps_in_a_row += 1
@@ -193,7 +236,9 @@ class Worker:
             self._shard.commit(under_way.taken)
             self._round = None
             for memory in under_way.taken.memories.values():
-                self._upkeep.notice(memory)
+                if self._shard.owns(memory.owner):
+                    self._upkeep.notice(memory)
+            self._let_go()
             if self._trouble is not None:
                 _log.info("absorbing goes on", extra={"what": self._trouble.what})
                 self._trouble = None
@@ -207,6 +252,7 @@ class Worker:
         if self._trouble is None:
             _log.warning("absorbing waits", extra={"what": error.what, "reason": error.reason})
         self._trouble = error
+        self._let_go()
         self._absorb_at_s = time.monotonic() + self._config.retry_after_s
         # A part of the round may have been committed.
         self._on_commit()

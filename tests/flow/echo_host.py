@@ -23,9 +23,11 @@ from siltstone.values import (
     Message,
     Parked,
     ParkReason,
+    PartitionView,
     Receipt,
     Role,
     ShardStatus,
+    ShardView,
     Snapshot,
     UserExport,
     UserKey,
@@ -219,6 +221,13 @@ class EchoHost:
             num_versions=2,
             num_rebased=3,
             num_pinned=1,
+        )
+
+    async def shards(self) -> tuple[ShardView, ...]:
+        places = tuple(PartitionView(one, 7, len(records), 0) for one, records in enumerate(self._journal))
+        return (
+            ShardView("echo", "ready", places, len(self._memories), 12, 0.5),
+            ShardView("late", "stalled", (), 0, 0),
         )
 
 

@@ -188,6 +188,17 @@ def test_a_memory_is_described(run: Run) -> None:
     assert "3 tokens" in shown or "tokens           3" in shown
 
 
+def test_the_shards_are_shown_with_what_they_own(run: Run) -> None:
+    shown = run("cluster")
+    assert shown.exit_code == 0, shown.stderr
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    assert lines[1][:5] == ["echo", "ready", "4", "7", "0"]
+    assert lines[2][:4] == ["late", "stalled", "0", "-"]
+    assert "2 shards, 4 partitions owned" in shown.stdout
+    told = run("cluster", "--partitions").stdout.splitlines()
+    assert [line.split()[:3] for line in told[-4:]] == [[str(number), "echo", "7"] for number in range(4)]
+
+
 def test_an_export_is_a_zip_that_proves_itself(run: Run, tmp_path: Path) -> None:
     run("record", "-u", "lea", "one two three")
     exported = run("export", "-u", "lea")

@@ -167,6 +167,13 @@ async def test_scores_come_in_the_order_of_the_answers(client: SiltstoneClient) 
     assert await client.score(ADA, prompt, ["nine", "seven"]) == [(-5.0, -4.0), (-1.0, -5.0)]
 
 
+async def test_the_shards_are_told_with_all_that_they_own(client: SiltstoneClient, host: EchoHost) -> None:
+    shards = await client.shards()
+    assert shards == await host.shards()
+    assert [len(shard.partitions) for shard in shards] == [4, 0]
+    assert shards[1].absorbed_per_s is None
+
+
 async def test_the_status_tells_what_the_shard_tells(client: SiltstoneClient, host: EchoHost) -> None:
     await client.record([document("a")])
     assert await client.status() == await host.status()

@@ -26,7 +26,6 @@ from tiny_home import (
 )
 
 from siltstone.errors import Corrupt, NotFound, Unavailable, WrongState
-from siltstone.journal.partition import partition_of
 from siltstone.memory.user_memory import from_blob
 from siltstone.values import AnswerEnd, UserKey
 from siltstone_services.served import ServedCores
@@ -145,8 +144,7 @@ async def test_control_levels_put_on_another_core_as_they_are_lose_what_they_kne
         assert isinstance(host, EmbeddedHost)
         memory = from_blob(ADA, stored, first, host._lanes.leading.shape)
         moved = memory.moved(host.version, memory.coefficients() * 0)
-        partition = partition_of(ADA, host._num_partitions)
-        await host._ask(lambda: host._shard.replace(moved, partition))
+        await host._ask(lambda: host._shard.replace(moved))
         after = await scores(host, ADA)
     assert max(old - new for (new, _), (old, _) in zip(after, before, strict=True)) > 1.0
 

@@ -177,3 +177,38 @@ def test_every_field_that_can_be_set_has_a_sentence() -> None:
 def test_the_server_listens_on_this_machine_only_unless_told() -> None:
     assert GatewayConfig().host == "127.0.0.1"
     assert dataclasses.replace(GatewayConfig(), host="0.0.0.0").host == "0.0.0.0"
+
+
+SEALED = {"cluster.is_on": True, "sealing.master_key_variable": "KEY"}
+
+
+def test_a_cluster_is_off_unless_it_is_asked_for_and_needs_no_other_part_then() -> None:
+    assert not load_config(environment={}, overrides={"kafka.num_partitions": 8}).cluster.is_on
+
+
+def test_a_cluster_has_as_many_partitions_everywhere() -> None:
+    with pytest.raises(ConfigInvalid, match=r"redis: num_partitions: expected 8, as kafka has, found 256"):
+        load_config(environment={}, overrides={**SEALED, "kafka.num_partitions": 8})
+    eight = {f"{part}.num_partitions": 8 for part in ("kafka", "redis", "key_store")}
+    assert load_config(environment={}, overrides={**SEALED, **eight}).cluster.is_on
+
+
+def test_a_cluster_without_a_master_key_is_refused_since_it_could_forget_nobody() -> None:
+    with pytest.raises(ConfigInvalid, match="sealing: expected a master key"):
+        load_config(environment={}, overrides={"cluster.is_on": True})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_shards", 0),
+        ("cpus_per_shard", 0.0),
+        ("gpus_per_shard", -1.0),
+        ("stalled_after_s", 0.6),
+        ("max_restarts", -2),
+        ("ray_address", ""),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ConfigInvalid, match=f"cluster: .*{name}"):
+        load_config(environment={}, overrides={f"cluster.{name}": value})

@@ -33,6 +33,7 @@ SAMPLES = [
     StaleLease(3, 7, 9),
     errors.PositionConflict(3, 70, 71),
     errors.StaleEpoch(3, 4),
+    errors.NotOwner(7),
     Corrupt("snapshot", "sha256 ab", "cd"),
     KeyMissing("memory of ada", "its key", "none"),
     errors.SnapshotMismatch("office/ada", "core a", "core b"),

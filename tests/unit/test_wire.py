@@ -37,16 +37,18 @@ from siltstone.values import (
     Message,
     Parked,
     ParkReason,
+    PartitionView,
     Receipt,
     Role,
     Sampling,
     ShardStatus,
+    ShardView,
     Snapshot,
     SnapshotDamage,
     UserExport,
     UserKey,
 )
-from siltstone.wire import answers, interactions, memories, nights, versions
+from siltstone.wire import answers, interactions, memories, nights, shards, versions
 
 OWNER = UserKey("office", "ada")
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -107,6 +109,8 @@ ENDS = st.builds(
     st.lists(TEXT, max_size=3).map(tuple),
     st.none() | RECEIPTS,
 )
+PLACES = st.lists(st.builds(PartitionView, COUNT, COUNT, COUNT, COUNT, st.booleans()), max_size=3).map(tuple)
+SHARDS = st.builds(ShardView, TEXT, TEXT, PLACES, COUNT, COUNT, st.none() | REAL, st.none() | REAL)
 STATUSES = st.builds(ShardStatus, TEXT, *[COUNT] * 9, REAL)
 LEVELS = st.lists(st.builds(LevelCard, TEXT, COUNT, COUNT, COUNT, REAL), max_size=3).map(tuple)
 CARDS = st.builds(MemoryCard, OWNERS, TEXT, COUNT, COUNT, COUNT, COUNT, LEVELS, COUNT)
@@ -158,6 +162,11 @@ def test_an_answer_comes_back(item: AnswerPart | AnswerEnd) -> None:
 @given(STATUSES)
 def test_a_status_comes_back(status: ShardStatus) -> None:
     assert answers.status_from_proto(sent(answers.status_to_proto(status))) == status
+
+
+@given(SHARDS)
+def test_a_shard_comes_back(shard: ShardView) -> None:
+    assert shards.shard_from_proto(sent(shards.shard_to_proto(shard))) == shard
 
 
 @given(CARDS)

@@ -70,6 +70,11 @@ class KafkaConfig:
     """Bytes of a partition fetched at once."""
     max_buffered_bytes: int = 64 * 1024 * 1024
     """Bytes of records fetched and not yet asked for, all partitions together; those with too many are held back."""
+    look_every_s: float = 0.05
+    """Seconds between two looks of a partition's owner for what others have written to it."""
+    parked_topic: str = "siltstone.parked"
+    """The dead-letter topic: what was parked, for whoever wants to know; empty for none. The store keeps it in any
+    case."""
     id_window: int = 1_024
     """Newest records of a partition among which an append looks for a repeat."""
     accepts_plain: bool = False
@@ -94,8 +99,11 @@ class KafkaConfig:
             raise ConfigInvalid("kafka", "cert_file, key_file: expected both or neither")
         if self.linger_ms < 0 or self.id_window < 0:
             raise ConfigInvalid("kafka", "linger_ms, id_window: expected 0 or more")
-        if not self.append_timeout_s > 0 or not self.answer_timeout_s > 0:
-            raise ConfigInvalid("kafka", "append_timeout_s, answer_timeout_s: expected more than 0")
+        for name in ("append_timeout_s", "answer_timeout_s", "look_every_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigInvalid("kafka", f"{name}: expected more than 0, found {getattr(self, name)}")
+        if self.parked_topic == self.topic:
+            raise ConfigInvalid("kafka", f"parked_topic: expected another one than topic, found {self.topic!r}")
 
     @property
     def has_sasl(self) -> bool:

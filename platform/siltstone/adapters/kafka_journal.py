@@ -16,18 +16,30 @@ import kafka.errors
 from siltstone.adapters.kafka_client import ask_offsets, make_consumer, make_producer, translated
 from siltstone.adapters.kafka_config import KafkaConfig
 from siltstone.adapters.kafka_reader import Fetched, KafkaReader
-from siltstone.adapters.kafka_records import Unreadable, claimed_id, headers_of, key_of, read_record
+from siltstone.adapters.kafka_records import (
+    Unreadable,
+    claimed_id,
+    headers_of,
+    key_of,
+    parked_headers,
+    parked_value,
+    read_record,
+)
 from siltstone.adapters.kafka_topic import ensure_topic
 from siltstone.adapters.seal_contexts import journal_context
-from siltstone.errors import Corrupt, InvalidInput
+from siltstone.errors import ConfigInvalid, Corrupt, InvalidInput, Unavailable
 from siltstone.journal.admit import encode
 from siltstone.journal.partition import partition_of
 from siltstone.ports import Sealer
-from siltstone.values import Interaction, JournalRecord, Receipt, UserKey
+from siltstone.values import NOBODY, Interaction, JournalRecord, Parked, Receipt, UserKey
 
 _SCAN_RECORDS: Final = 1_000
 _OVERHEAD_BYTES: Final = 512
 """What a record's frame and the names of its headers may take beside what is in it."""
+_PARKED_BYTES: Final = 2_048
+"""What the headers of a parked one may take."""
+
+_OVERDUE_SHARE: Final = 0.25
 
 Name = tuple[UserKey, str]
 
@@ -179,7 +191,7 @@ class KafkaJournal:
         window, bounds = self.config.id_window, self._ask(sorted(missing))
         starts = {partition: max(start, end - window) for partition, (start, end) in bounds.items() if start < end}
         if window and starts:
-            self._scanner.follow(starts)
+            self._scanner.follow(starts, {partition: bounds[partition][1] for partition in starts})
         for partition in missing:
             recent: OrderedDict[Name, int] = OrderedDict()
             # A batch that cannot be read hides the ids behind it from us, not from the store: an append goes on.
@@ -202,13 +214,74 @@ class KafkaJournal:
             producer.close(timeout=0)
 
     def follow(self, positions: Mapping[int, int]) -> None:
-        """Begins to read ahead from these positions, as the owner of partitions wants it. `read` does without, slower.
+        """See `ports.Journal.follow`. `read` does without, slower.
 
-        Raises: InvalidInput for a partition that does not exist; Unavailable.
+        Raises: InvalidInput for a partition that does not exist.
         """
         for partition in positions:
             self._check_partition(partition)
         self._reader.follow(positions)
+
+    def leave(self, partitions: Sequence[int]) -> None:
+        """See `ports.Journal.leave`."""
+        self._reader.leave(*partitions)
+
+    def ready(self, positions: Mapping[int, int]) -> dict[int, int]:
+        """See `ports.Journal.ready`."""
+        return self._reader.ready(positions)
+
+    def overdue(self, positions: Mapping[int, int]) -> list[int]:
+        """See `ports.Journal.overdue`: by the records' times, which are their producers'."""
+        if not positions:
+            return []
+        since_ms = int((time.time() - self.config.retention_hours * 3_600 * _OVERDUE_SHARE) * 1_000)
+        places = [kafka.TopicPartition(self.config.topic, partition) for partition in positions]
+        timeout_s = self.config.answer_timeout_s
+        with self._asking, translated():
+            asker = self._asked()
+            told = asker.offsets_for_times(dict.fromkeys(places, since_ms), timeout_ms=timeout_s * 1_000)
+            ends = ask_offsets(asker.end_offsets, places, timeout_s)
+        firsts = {place.partition: found.offset for place, found in told.items() if found is not None}
+        # Without a record of that time or later, all that there are are older.
+        return [one for one, position in positions.items() if position < firsts.get(one, ends[one])]
+
+    @property
+    def look_every_s(self) -> float:
+        """See `ports.Journal.look_every_s`: gateways and other producers append."""
+        return self.config.look_every_s
+
+    def park(self, parked: Sequence[Parked]) -> None:
+        """See `ports.Journal.park`: one record each in the dead-letter topic, if there is one.
+
+        A payload that no record has room for is left out: the store keeps it.
+        """
+        if not self.config.parked_topic or not parked:
+            return
+        self._sealer.prepare([one.owner for one in parked if one.owner != NOBODY])
+        try:
+            self._park(parked)
+        except (ConfigInvalid, InvalidInput) as error:
+            # It is a service to others, and no reason to end: the owner goes on trying until somebody mends it.
+            raise Unavailable("the dead-letter topic", str(error)) from error
+
+    def _park(self, parked: Sequence[Parked]) -> None:
+        most = self.config.max_record_bytes - _OVERHEAD_BYTES - _PARKED_BYTES
+        with self._lock, translated():
+            if self._producer is None:
+                self._producer = make_producer(self.config)
+            answers = [
+                self._producer.send(
+                    self.config.parked_topic,
+                    value=value if len(value := parked_value(one, self._sealer)) <= most else b"",
+                    key=key_of(one.owner) if one.owner != NOBODY else None,
+                    headers=parked_headers(one, self.config.topic),
+                )
+                for one in parked
+            ]
+        give_up_at = time.monotonic() + self.config.append_timeout_s + 1.0
+        with translated():
+            for answer in answers:
+                answer.get(max(0.0, give_up_at - time.monotonic()))
 
     def read(self, partition: int, start: int, max_records: int) -> list[JournalRecord]:
         """See `ports.Journal.read`.

@@ -62,21 +62,49 @@ class KafkaReader:
         with self._lock:
             self._drop_consumer()
 
-    def follow(self, positions: Mapping[int, int]) -> None:
+    def follow(self, positions: Mapping[int, int], ends: Mapping[int, int] | None = None) -> None:
         """Begins to read ahead of many partitions at once: asked for one by one, each waits for an answer of its own.
 
-        Raises: Unavailable.
+        Without `ends`, where they end is learned in reading them: nobody is asked, so nobody is waited for.
         """
-        with self._lock, translated():
-            ends = self._ask_ends(list(positions))
+        with self._lock:
             for partition, start in positions.items():
-                self._cursors[partition] = _Cursor(start, start, ends[partition])
+                known_end = start if ends is None else max(start, ends[partition])
+                self._cursors[partition] = _Cursor(start, start, known_end)
                 self._to_seek.add(partition)
 
-    def leave(self, partition: int) -> None:
-        """Reads no more of a partition ahead."""
+    def leave(self, *partitions: int) -> None:
+        """Reads no more of partitions ahead."""
         with self._lock:
-            self._cursors.pop(partition, None)
+            for partition in partitions:
+                self._cursors.pop(partition, None)
+                self._apart.discard(partition)
+
+    def ready(self, positions: Mapping[int, int]) -> dict[int, int]:
+        """Returns those partitions of which records are here, and how many: none is waited for.
+
+        One that has to be read apart, or cannot be read on, counts as one that has a record.
+        Raises: Unavailable.
+        """
+        strangers = {
+            partition: position
+            for partition, position in positions.items()
+            if partition not in self._apart and self.front_of(partition) != position
+        }
+        if strangers:
+            self.follow(strangers)
+        with self._lock, translated():
+            readable = (partition for partition in positions if self._is_readable(partition))
+            if (one := next(readable, None)) is not None:
+                self._poll(one, 0)
+            found = {}
+            for partition in positions:
+                cursor = self._cursors.get(partition)
+                if partition in self._apart or (cursor is not None and cursor.is_lost and not cursor.records):
+                    found[partition] = 1
+                elif cursor is not None and cursor.records:
+                    found[partition] = len(cursor.records)
+            return found
 
     def front_of(self, partition: int) -> int | None:
         """Returns the position behind the last record that was read of a partition; None before the first read."""
@@ -108,6 +136,10 @@ class KafkaReader:
             if found:
                 cursor.front = found[-1].offset + 1
             return found
+
+    def _is_readable(self, partition: int) -> bool:
+        cursor = self._cursors.get(partition)
+        return cursor is not None and not cursor.is_lost and partition not in self._apart
 
     def _cursor_at(self, partition: int, start: int) -> _Cursor:
         cursor = self._cursors.get(partition)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from siltstone.adapters.seal_contexts import journal_context
+from siltstone.adapters.seal_contexts import journal_context, parked_context
 from siltstone.errors import Corrupt, KeyMissing
 from siltstone.journal.partition import partition_of
 from siltstone.ports import Sealer
@@ -17,6 +17,7 @@ from siltstone.values import (
     SCHEMA_VERSION,
     Interaction,
     JournalRecord,
+    Parked,
     Parking,
     ParkReason,
     UserKey,
@@ -28,10 +29,14 @@ ID: Final = "siltstone-id"
 TENANT: Final = "siltstone-tenant"
 ENCODING: Final = "siltstone-encoding"
 TRACE: Final = "traceparent"
+REASON: Final = "siltstone-reason"
+DETAIL: Final = "siltstone-detail"
+ORIGIN: Final = "siltstone-origin"
 
 SEALED: Final = b"aes-256-gcm"
 PLAIN: Final = b"plain"
 _MAX_TRACE_BYTES: Final = 128
+_MAX_DETAIL_CHARS: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,27 @@ def headers_of(interaction: Interaction, trace: str) -> list[tuple[str, bytes]]:
         (ENCODING, SEALED),
     ]
     return [*headers, (TRACE, trace.encode())] if trace else headers
+
+
+def parked_headers(parked: Parked, topic: str) -> list[tuple[str, bytes]]:
+    """Returns the headers of a parked interaction's record in the dead-letter topic."""
+    has_owner = parked.owner != NOBODY
+    told = {
+        REASON: parked.reason.value,
+        DETAIL: parked.detail[:_MAX_DETAIL_CHARS],
+        ORIGIN: f"{topic}/{parked.partition}/{parked.position}",
+        ENCODING: (SEALED if has_owner else PLAIN).decode(),
+    }
+    if has_owner:
+        told |= {ID: parked.interaction_id, TENANT: parked.owner.tenant}
+    return [(name, text.encode("utf-8", "replace")) for name, text in told.items()]
+
+
+def parked_value(parked: Parked, sealer: Sealer) -> bytes:
+    """Returns the payload of a parked interaction: sealed under its owner's key, or as it is where nobody owns it."""
+    if parked.owner == NOBODY:
+        return parked.payload
+    return sealer.seal(parked.owner, parked_context(parked.partition, parked.position), parked.payload)
 
 
 def claimed_id(record: Any) -> tuple[UserKey, str] | None:

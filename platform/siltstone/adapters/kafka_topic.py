@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import kafka.errors
@@ -20,7 +21,7 @@ _CODECS: Final = ("uncompressed", "gzip", "producer")
 
 
 def ensure_topic(config: KafkaConfig) -> None:
-    """Makes the topic if it is not there and may be made; then checks that a journal can be kept in it.
+    """Makes the topics if they are not there and may be made; then checks that a journal can be kept in its own.
 
     Raises: ConfigInvalid when it cannot; NotFound when it is not there and may not be made; Unavailable.
     """
@@ -37,6 +38,10 @@ def ensure_topic(config: KafkaConfig) -> None:
                     raise kafka.errors.UnknownTopicOrPartitionError("the topic just made is not there yet")
             _check_partitions(config, found)
             _check_settings(config, _settings(admin, config.topic))
+            if config.parked_topic and _describe(admin, config.parked_topic) is None:
+                if not config.makes_topic:
+                    raise NotFound("topic", config.parked_topic)
+                _make_parked(admin, config)
         finally:
             admin.close()
 
@@ -50,6 +55,15 @@ def _describe(admin: Any, topic: str) -> Mapping[str, Any] | None:
         raise error()
     found: Mapping[str, Any] = described
     return found
+
+
+def _make_parked(admin: Any, config: KafkaConfig) -> None:
+    """Makes the dead-letter topic: one partition is enough, and what is parked may be larger than what is taken."""
+    settings = {"cleanup.policy": "delete", "retention.ms": str(config.retention_hours * _HOUR_MS)}
+    settings["max.message.bytes"] = str(config.max_record_bytes + 4_096)
+    wanted = {"num_partitions": 1, "replication_factor": config.replication_factor, "configs": settings}
+    with suppress(kafka.errors.TopicAlreadyExistsError):
+        admin.create_topics({config.parked_topic: wanted}, wait_for_metadata=True)
 
 
 def _make(admin: Any, config: KafkaConfig) -> None:

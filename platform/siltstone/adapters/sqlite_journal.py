@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from siltstone.adapters.fingerprint import fingerprint, verify
 from siltstone.adapters.seal_contexts import journal_context
@@ -13,9 +14,10 @@ from siltstone.adapters.sqlite_partitions import PartitionRow, read_partition, w
 from siltstone.errors import Corrupt
 from siltstone.journal.admit import encode
 from siltstone.journal.partition import partition_of
-from siltstone.values import Interaction, JournalRecord, Receipt, UserKey
+from siltstone.values import Interaction, JournalRecord, Parked, Receipt, UserKey
 
 _COLUMNS = "partition, position, tenant, user, interaction_id, payload, digest"
+_ALL: Final = 1 << 30
 _PAGES_PER_RECORD = 3
 """Pages an append touches: the record's, the index's and the partition's."""
 
@@ -62,6 +64,26 @@ class SqliteJournal:
             for row in rows.values():
                 write_partition(connection, row)
         return receipts
+
+    look_every_s = 0.0
+    """See `ports.Journal.look_every_s`: only its own process appends to the file."""
+
+    def follow(self, positions: Mapping[int, int]) -> None:
+        """See `ports.Journal.follow`: nothing is to be fetched."""
+
+    def leave(self, partitions: Sequence[int]) -> None:
+        """See `ports.Journal.leave`."""
+
+    def ready(self, positions: Mapping[int, int]) -> dict[int, int]:
+        """See `ports.Journal.ready`: a read waits for nothing."""
+        return dict.fromkeys(positions, _ALL)
+
+    def overdue(self, positions: Mapping[int, int]) -> list[int]:
+        """See `ports.Journal.overdue`: everything is kept."""
+        return []
+
+    def park(self, parked: Sequence[Parked]) -> None:
+        """See `ports.Journal.park`: nobody else reads the file."""
 
     def read(self, partition: int, start: int, max_records: int) -> list[JournalRecord]:
         """See `ports.Journal.read`.

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from siltstone.adapters.bm25_recall import Bm25RecallConfig
+from siltstone.adapters.kafka_config import KafkaConfig
 from siltstone.adapters.mlflow_config import MlflowConfig
+from siltstone.adapters.redis_config import RedisConfig
 from siltstone.adapters.sealing_config import SealingConfig
 from siltstone.adapters.sqlite_file import SqliteConfig
 from siltstone.config.reading import put, read_config
@@ -23,6 +25,7 @@ from siltstone.memory.lessons import LessonConfig
 from siltstone.memory.reservoir import ReservoirLimits
 from siltstone.memory.shard import ShardConfig
 from siltstone.memory.user_memory import MemoryConfig
+from siltstone.placement.settings import ClusterConfig
 from siltstone.sleep.settings import SleepConfig
 
 __all__ = ["GatewayConfig", "NightConfig", "SiltstoneConfig", "config_schema", "load_config"]
@@ -158,6 +161,25 @@ class SiltstoneConfig:
     """How nights run beside a server, and what is kept of them."""
     mlflow: MlflowConfig = field(default_factory=MlflowConfig)
     """Where MLflow keeps the versions of the core."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Whether the server is one process or many, and how the many are laid out. The parts below are used only then."""
+    kafka: KafkaConfig = field(default_factory=KafkaConfig)
+    """Where the journal of a cluster is."""
+    redis: RedisConfig = field(default_factory=RedisConfig)
+    """Where the memories of a cluster's users are."""
+    key_store: RedisConfig = field(default_factory=RedisConfig)
+    """Where the keys of a cluster's users are: best on a server apart from what they have sealed."""
+
+    def __post_init__(self) -> None:
+        if not self.cluster.is_on:
+            return
+        for name, part in (("redis", self.redis), ("key_store", self.key_store)):
+            if part.num_partitions != self.kafka.num_partitions:
+                expected = f"expected {self.kafka.num_partitions}, as kafka has, found {part.num_partitions}"
+                raise ConfigInvalid(name, f"num_partitions: {expected}")
+        if not self.sealing.is_on:
+            # A topic cannot be edited: only the key of what is in it can be destroyed.
+            raise ConfigInvalid("sealing", "expected a master key: what is on a topic is forgotten by its key alone")
 
     @property
     def home_path(self) -> Path:

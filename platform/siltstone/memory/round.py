@@ -17,10 +17,12 @@ Work = tuple[JournalRecord, Interaction]
 class Round:
     """What one pass over the partitions took in, and, once absorbed, what it is to commit.
 
-    `ends` holds, for every partition still to be committed, the position behind the last record taken.
+    `ends` holds, for every partition still to be committed, the position behind the last record taken; `epochs` the
+    lease's under which they were taken.
     """
 
     ends: dict[int, int] = field(default_factory=dict)
+    epochs: dict[int, int] = field(default_factory=dict)
     work: dict[UserKey, list[Work]] = field(default_factory=dict)
     parked: dict[int, list[Parked]] = field(default_factory=dict)
     memories: dict[UserKey, UserMemory] = field(default_factory=dict)
@@ -56,6 +58,10 @@ class Round:
         self.memories.pop(owner, None)
         for partition, parked_there in self.parked.items():
             self.parked[partition] = [one for one in parked_there if one.owner != owner]
+
+    def drop_partition(self, partition: int) -> None:
+        """Commits nothing of a partition: whoever owns it then takes its records in anew."""
+        self.ends.pop(partition, None)
 
     def park_user(self, owner: UserKey, reason: ParkReason, detail: str) -> None:
         """Parks all that a user brought; the user's memory stays as it is."""

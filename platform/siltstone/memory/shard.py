@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from siltstone.errors import ConfigInvalid, Corrupt, SnapshotMismatch
+from siltstone.errors import ConfigInvalid, Corrupt, NotOwner, PositionConflict, SnapshotMismatch, StaleLease
 from siltstone.memory.absorber import Absorbers, Step
 from siltstone.memory.round import Round, absorb_round, parked
 from siltstone.memory.user_memory import UserMemory, from_blob, to_blob
@@ -62,7 +62,7 @@ class Damage:
 
 
 class Shard:
-    """The single owner of some partitions. Its memory is a cache; the store is the truth.
+    """The single owner of some partitions, which may change. Its memory is a cache; the store is the truth.
 
     Not thread-safe: one thread calls it.
     """
@@ -75,14 +75,18 @@ class Shard:
         absorbers: Absorbers,
         core: str,
         shape: DeltaShape,
-        leases: Mapping[int, Lease],
+        home_of: Callable[[UserKey], int],
         config: ShardConfig,
     ) -> None:
+        """`home_of` says which partition a user belongs to."""
         self._journal, self._store, self._admit, self._absorbers = journal, store, admit, absorbers
         self.core, self._shape, self._config = core, shape, config
         """`core` is the one that users get who have no memory yet."""
-        self._leases = dict(leases)
-        self._positions = {partition: store.position(partition) for partition in leases}
+        self._home_of = home_of
+        self._leases: dict[int, Lease] = {}
+        self._positions: dict[int, int] = {}
+        self._leaving: set[int] = set()
+        self._lost: dict[int, StaleLease | PositionConflict] = {}
         self._damaged: dict[int, Damage] = {}
         self._resident: OrderedDict[UserKey, UserMemory] = OrderedDict()
         self.resident_bytes = 0
@@ -106,11 +110,66 @@ class Shard:
         """The partitions that stand still."""
         return dict(self._damaged)
 
+    @property
+    def epochs(self) -> dict[int, int]:
+        """The epoch of every partition owned."""
+        return {partition: lease.epoch for partition, lease in self._leases.items()}
+
+    def take(self, leases: Sequence[Lease]) -> None:
+        """Begins to own partitions, each from the position on that the store holds.
+
+        Raises: Corrupt; Unavailable. None of them is owned then.
+        """
+        positions = {lease.partition: self._store.position(lease.partition) for lease in leases}
+        self._journal.follow(positions)
+        for lease in leases:
+            self._leave(lease.partition)
+            self._leases[lease.partition] = lease
+        self._positions.update(positions)
+
+    def prepare_to_leave(self, partitions: Collection[int]) -> None:
+        """Takes nothing more in from partitions that are to be left."""
+        self._leaving.update(partitions)
+
+    def leave(self, partitions: Collection[int]) -> None:
+        """Owns partitions no more. What of them is in a round that is not committed is for their next owner."""
+        for partition in partitions:
+            self._leave(partition)
+        for owner in [owner for owner in self._resident if self._home_of(owner) in partitions]:
+            self._drop(owner)
+        self._journal.leave(tuple(partitions))
+
+    def _leave(self, partition: int) -> None:
+        self._leases.pop(partition, None)
+        self._positions.pop(partition, None)
+        self._damaged.pop(partition, None)
+        self._leaving.discard(partition)
+
+    def take_lost(self) -> dict[int, StaleLease | PositionConflict]:
+        """Returns the partitions that were lost since the last call, and what the store said."""
+        lost, self._lost = self._lost, {}
+        return lost
+
+    def _lose(self, partition: int, error: StaleLease | PositionConflict) -> None:
+        _log.warning("partition lost", extra={"partition": partition, "error": str(error)})
+        self._lost[partition] = error
+        self.leave([partition])
+
+    def owns(self, owner: UserKey) -> bool:
+        """Says whether a user's partition is here."""
+        return self._home_of(owner) in self._leases
+
+    def _check_owned(self, owner: UserKey) -> int:
+        if (partition := self._home_of(owner)) not in self._leases:
+            raise NotOwner(partition)
+        return partition
+
     def memory_of(self, owner: UserKey) -> UserMemory:
         """Returns a user's committed memory, loading it, its digest and shape verified, when it is not resident.
 
-        Raises: Corrupt; SnapshotMismatch when it was learned under a core that does not serve.
+        Raises: NotOwner; Corrupt; SnapshotMismatch when it was learned under a core that does not serve.
         """
+        self._check_owned(owner)
         if owner in self._resident:
             self._resident.move_to_end(owner)
             return self._resident[owner]
@@ -144,13 +203,15 @@ class Shard:
         """
         taken = Round()
         limit = self._config.max_round_interactions
+        ready = self._ready()
         # In turns, a share at a time: many distinct users to a batch, and no partition waits for a busier one.
-        share = max(1, limit // len(self._positions))
-        turns = deque(partition for partition in self._positions if partition not in self._damaged)
+        share = max(1, limit // max(1, len(ready)))
+        turns = deque(ready)
         while turns and taken.num_interactions < limit:
             partition = turns.popleft()
             start = taken.ends.get(partition, self._positions[partition])
-            records = self._read(partition, start, min(share, limit - taken.num_interactions))
+            records = self._read(partition, start, min(share, limit - taken.num_interactions, ready[partition]))
+            ready[partition] -= len(records)
             try:
                 known = self._known(partition, records)
             except Corrupt as error:
@@ -167,14 +228,31 @@ class Shard:
                 elif record.payload or record.defect:
                     taken.take(record, self._decide(record))
                 taken.ends[partition] = record.position + 1
+                taken.epochs[partition] = self._leases[partition].epoch
                 taken.num_interactions += 1
             else:
-                if records:
+                if records and ready[partition]:
                     turns.append(partition)
         # The first in this round is the last in the next: a round smaller than the partitions leaves none out for ever.
-        first = next(iter(self._positions))
-        self._positions[first] = self._positions.pop(first)
+        if (first := next(iter(self._positions), None)) is not None:
+            self._positions[first] = self._positions.pop(first)
         return taken if taken.ends else None
+
+    def has_records(self) -> bool:
+        """Says whether there may be something to take in.
+
+        Raises: Unavailable.
+        """
+        return bool(self._ready())
+
+    def _ready(self) -> dict[int, int]:
+        """Returns how many records there are to be taken in, at least as far as is known now, by partition."""
+        open_ones = {
+            partition: position
+            for partition, position in self._positions.items()
+            if partition not in self._damaged and partition not in self._leaving
+        }
+        return self._journal.ready(open_ones) if open_ones else {}
 
     def _read(self, partition: int, start: int, max_records: int) -> list[JournalRecord]:
         """Reads records; where one of them is damaged, those before it, and then none of that partition any more."""
@@ -219,6 +297,9 @@ class Shard:
         for owner in list(taken.work):
             try:
                 memories.append(self.memory_of(owner))
+            except NotOwner as error:
+                taken.drop_partition(error.partition)
+                del taken.work[owner]
             except SnapshotMismatch as error:
                 taken.park_user(owner, ParkReason.SNAPSHOT_MISMATCH, str(error))
             except Corrupt as error:
@@ -231,14 +312,21 @@ class Shard:
         """Makes an absorbed round durable, partition by partition, each whole or not at all.
 
         1. Seal the snapshots of the partition's users.
-        2. Write them, what was parked and the next position in one transaction of the store, under the lease.
+        2. Tell others what was parked; then write the snapshots, what was parked and the next position in one
+           transaction of the store, under the lease.
         3. Let the new memories answer.
-        After a crash between any two steps, what was not written is absorbed again from the journal.
-        Raises: StaleLease and PositionConflict when another owner has taken over; Unavailable: call again, with the
-        same round, what was committed of it stays so.
+        After a crash between any two steps, what was not written is absorbed again from the journal. A partition that
+        another owner has taken over, or whose store has gone back, is lost: nothing of it is written, and the others
+        go on.
+        Raises: Unavailable: call again, with the same round, what was committed of it stays so.
         """
         for partition in list(taken.ends):
-            self._commit_partition(taken, partition)
+            try:
+                # Lost and taken anew meanwhile, it may be further on than this round knows.
+                if self.epochs.get(partition) == taken.epochs[partition]:
+                    self._commit_partition(taken, partition)
+            except (StaleLease, PositionConflict) as error:
+                self._lose(partition, error)
             del taken.ends[partition]
 
     def _commit_partition(self, taken: Round, partition: int) -> None:
@@ -250,6 +338,8 @@ class Shard:
             parked_now = tuple(taken.parked.get(partition, ()))
             taken_in = tuple(one for one in taken.taken_in.get(partition, ()) if start <= one.position < end)
             # 2.
+            if parked_now:
+                self._journal.park(parked_now)
             try:
                 self._store.commit(Commit(lease, start, end, snapshots, parked_now, taken_in))
                 break
@@ -279,25 +369,37 @@ class Shard:
     def _seal(self, memory: UserMemory) -> Snapshot:
         return Snapshot.seal(memory.owner, memory.core, memory.sequence, to_blob(memory))
 
-    def replace(self, memory: UserMemory, partition: int) -> None:
+    def replace(self, memory: UserMemory) -> None:
         """Makes a memory durable that something else than the journal has changed, and lets it answer.
 
         The partition's position stays. The caller has made sure that nothing was absorbed into it meanwhile.
-        Raises: StaleLease; Unavailable. Nothing has changed then.
+        Raises: NotOwner, also when that shows only now; Unavailable. Nothing has changed then.
         """
+        partition = self._check_owned(memory.owner)
         at = self._positions[partition]
-        self._store.commit(Commit(self._leases[partition], at, at, (self._seal(memory),)))
+        try:
+            self._store.commit(Commit(self._leases[partition], at, at, (self._seal(memory),)))
+        except (StaleLease, PositionConflict) as error:
+            self._lose(partition, error)
+            raise NotOwner(partition) from error
         self._hold(memory)
 
-    def forget(self, owner: UserKey, partition: int) -> tuple[bool, int]:
+    def forget(self, owner: UserKey) -> tuple[bool, int]:
         """Erases a user: (whether there was a memory, number of journal entries). Safe to repeat after a crash.
 
         1. Drop the resident memory. 2. Erase snapshot and parked interactions. 3. Erase the journal's payloads.
+
+        Raises: NotOwner, also when that shows only now; Unavailable.
         """
+        partition = self._check_owned(owner)
         # 1.
         self._drop(owner)
         # 2.
-        had_memory = self._store.erase(owner, self._leases[partition])
+        try:
+            had_memory = self._store.erase(owner, self._leases[partition])
+        except StaleLease as error:
+            self._lose(partition, error)
+            raise NotOwner(partition) from error
         # 3.
         return had_memory, self._journal.erase(owner)
 

@@ -176,9 +176,10 @@ def _town(world: World, place: Stored, num_users: int, num_drawn: int) -> Town:
         Absorbers({CORE_NAME: world.absorber()}),
         CORE_NAME,
         world.deltas,
-        place.leases,
+        lambda owner: partition_of(owner, len(place.leases)),
         config,
     )
+    shard.take(tuple(place.leases.values()))
     return Town(world, journal, shard, owners, random.Random(2))
 
 

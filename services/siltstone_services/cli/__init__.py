@@ -53,6 +53,7 @@ def siltstone(
 
 
 app.command("up")(server.up)
+app.command("cluster")(server.cluster)
 app.command("chat")(chat.chat)
 app.command("record")(feeding.record)
 app.command("feedback")(feeding.feedback)

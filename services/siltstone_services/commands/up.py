@@ -37,4 +37,5 @@ def run(overrides: Mapping[str, Any], path: Path | None, log_level: str) -> None
     def tell(address: str) -> None:
         out().print(f"siltstone listens at {address} (home {config.home_path}); Ctrl-C stops it", soft_wrap=True)
 
-    asyncio.run(serve(config, _wiring.embedded_host, tell))
+    open_host = _wiring.cluster_host if config.cluster.is_on else _wiring.embedded_host
+    asyncio.run(serve(config, open_host, tell))

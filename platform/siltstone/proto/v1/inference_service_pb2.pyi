@@ -159,3 +159,45 @@ class ShardStatus(_message.Message):
     num_rebased: int
     num_pinned: int
     def __init__(self, core: _Optional[str] = ..., num_users_stored: _Optional[int] = ..., num_users_resident: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., lag_interactions: _Optional[int] = ..., num_answers_running: _Optional[int] = ..., num_absorbed: _Optional[int] = ..., num_parked: _Optional[int] = ..., absorbed_tokens: _Optional[int] = ..., answered_tokens: _Optional[int] = ..., busy_s: _Optional[float] = ..., num_versions: _Optional[int] = ..., num_rebased: _Optional[int] = ..., num_pinned: _Optional[int] = ...) -> None: ...
+
+class ListShardsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListShardsResponse(_message.Message):
+    __slots__ = ("shards",)
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    shards: _containers.RepeatedCompositeFieldContainer[Shard]
+    def __init__(self, shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ...) -> None: ...
+
+class Shard(_message.Message):
+    __slots__ = ("name", "state", "partitions", "num_users_resident", "resident_bytes", "absorbed_per_s", "answered_tokens_per_s")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_USERS_RESIDENT_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ABSORBED_PER_S_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: str
+    partitions: _containers.RepeatedCompositeFieldContainer[PartitionPlace]
+    num_users_resident: int
+    resident_bytes: int
+    absorbed_per_s: float
+    answered_tokens_per_s: float
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[PartitionPlace, _Mapping]]] = ..., num_users_resident: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., absorbed_per_s: _Optional[float] = ..., answered_tokens_per_s: _Optional[float] = ...) -> None: ...
+
+class PartitionPlace(_message.Message):
+    __slots__ = ("partition", "epoch", "position", "lag_interactions", "is_damaged")
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    LAG_INTERACTIONS_FIELD_NUMBER: _ClassVar[int]
+    IS_DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    partition: int
+    epoch: int
+    position: int
+    lag_interactions: int
+    is_damaged: bool
+    def __init__(self, partition: _Optional[int] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., lag_interactions: _Optional[int] = ..., is_damaged: _Optional[bool] = ...) -> None: ...

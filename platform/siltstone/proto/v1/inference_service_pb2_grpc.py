@@ -50,6 +50,11 @@ class InferenceServiceStub:
                 request_serializer=siltstone_dot_proto_dot_v1_dot_inference__service__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=siltstone_dot_proto_dot_v1_dot_inference__service__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.ListShards = channel.unary_unary(
+                '/siltstone.proto.v1.InferenceService/ListShards',
+                request_serializer=siltstone_dot_proto_dot_v1_dot_inference__service__pb2.ListShardsRequest.SerializeToString,
+                response_deserializer=siltstone_dot_proto_dot_v1_dot_inference__service__pb2.ListShardsResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -77,6 +82,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListShards(self, request, context):
+        """Lists the shards and the partitions they own. No content.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=siltstone_dot_proto_dot_v1_dot_inference__service__pb2.GetStatusRequest.FromString,
                     response_serializer=siltstone_dot_proto_dot_v1_dot_inference__service__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'ListShards': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListShards,
+                    request_deserializer=siltstone_dot_proto_dot_v1_dot_inference__service__pb2.ListShardsRequest.FromString,
+                    response_serializer=siltstone_dot_proto_dot_v1_dot_inference__service__pb2.ListShardsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +195,33 @@ class InferenceService:
             '/siltstone.proto.v1.InferenceService/GetStatus',
             siltstone_dot_proto_dot_v1_dot_inference__service__pb2.GetStatusRequest.SerializeToString,
             siltstone_dot_proto_dot_v1_dot_inference__service__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListShards(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/siltstone.proto.v1.InferenceService/ListShards',
+            siltstone_dot_proto_dot_v1_dot_inference__service__pb2.ListShardsRequest.SerializeToString,
+            siltstone_dot_proto_dot_v1_dot_inference__service__pb2.ListShardsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,1 @@
+"""Which shard owns which partition: decided from what is heard of the shards, without asking anybody."""

@@ -1,0 +1,244 @@
+"""Shards as actors of Ray: where they are placed, how they are started anew, and how they are reached."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import ray
+import ray.exceptions
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from siltstone.config import SiltstoneConfig
+from siltstone.errors import SiltstoneError, Unavailable
+from siltstone.placement.coordinator import Claim
+from siltstone.placement.settings import ClusterConfig
+from siltstone.values import AnswerEnd, AnswerPart, Erasure, GenerateRequest, MemoryCard, UserExport, UserKey
+from siltstone_services.answers import Pinned
+from siltstone_services.beat import Beat, Progress
+from siltstone_services.cluster.conductor import within
+from siltstone_services.cluster.links import ScoreQuestion, Scores, ShardGone
+from siltstone_services.cluster.shard_actor import ShardActor
+
+T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
+_DIED_FOR_GOOD: Final = 4
+"""Times in a row that an actor must be told dead before it is taken for one that Ray will not start anew."""
+
+
+class RayLink:
+    """`ShardLink` to an actor. Its errors come as ours, or as ShardGone."""
+
+    def __init__(self, name: str, actor: Any, on_gone: Callable[[bool], None]) -> None:
+        """`on_gone` hears of every call that did not reach the actor, and whether Ray says that it is dead."""
+        self.actor, self._name, self._on_gone = actor, name, on_gone
+
+    async def beat(self) -> Beat | None:
+        """See `ShardLink.beat`."""
+        beat: Beat | None = await self._ask(self.actor.beat.remote)
+        return beat
+
+    async def assign(self, partitions: Sequence[int]) -> Claim:
+        """See `ShardLink.assign`."""
+        claim: Claim = await self._ask(self.actor.assign.remote, partitions)
+        return claim
+
+    async def release(self, partitions: Sequence[int]) -> int:
+        """See `ShardLink.release`."""
+        change: int = await self._ask(self.actor.release.remote, partitions)
+        return change
+
+    def watch(self) -> AsyncGenerator[Progress, None]:
+        """See `ShardLink.watch`."""
+        return self._stream(self.actor.watch.options(num_returns="streaming").remote)
+
+    def answer(self, request: GenerateRequest) -> AsyncGenerator[Pinned | AnswerPart | AnswerEnd, None]:
+        """See `ShardLink.answer`."""
+        return self._stream(self.actor.answer.options(num_returns="streaming").remote, request)
+
+    async def scores(self, questions: Sequence[ScoreQuestion]) -> list[Scores | SiltstoneError]:
+        """See `ShardLink.scores`."""
+        told: list[Scores | SiltstoneError] = await self._ask(self.actor.scores.remote, questions)
+        return told
+
+    async def cards(self, owners: Sequence[UserKey]) -> list[MemoryCard | SiltstoneError]:
+        """See `ShardLink.cards`."""
+        told: list[MemoryCard | SiltstoneError] = await self._ask(self.actor.cards.remote, owners)
+        return told
+
+    async def export(self, owner: UserKey) -> UserExport:
+        """See `ShardLink.export`."""
+        export: UserExport = await self._ask(self.actor.export.remote, owner)
+        return export
+
+    async def forget(self, owner: UserKey) -> Erasure:
+        """See `ShardLink.forget`."""
+        erasure: Erasure = await self._ask(self.actor.forget.remote, owner)
+        return erasure
+
+    async def stop(self) -> None:
+        """Stops the node behind the actor."""
+        await self._ask(self.actor.stop.remote)
+
+    async def _ask(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+        with self._translated():
+            return await call(*arguments)
+
+    async def _stream(self, call: Callable[..., Any], *arguments: Any) -> AsyncGenerator[Any, None]:
+        with self._translated():
+            items = call(*arguments)
+        is_over = False
+        try:
+            with self._translated():
+                async for reference in items:
+                    yield await reference
+            is_over = True
+        except SiltstoneError:
+            is_over = True
+            raise
+        finally:
+            if not is_over:
+                # Whoever listened has gone: the actor need not go on.
+                ray.cancel(items)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, SiltstoneError):
+                raise cause from None
+            raise Unavailable(f"the shard {self._name}", f"{type(cause).__name__} in it") from error
+        except ray.exceptions.RayActorError as error:
+            self._on_gone(isinstance(error, ray.exceptions.ActorDiedError))
+            raise ShardGone(f"the shard {self._name}", _first_line(error)) from error
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            raise ShardGone(f"the shard {self._name}", _first_line(error)) from error
+
+
+@dataclass(slots=True)
+class _Place:
+    group: Any
+    bundle: int
+    link: RayLink | None = None
+    num_died: int = 0
+
+
+class RayShards:
+    """`ShardFleet` of actors in placement groups. Call it from one event loop."""
+
+    def __init__(self, config: SiltstoneConfig, log_level: str = "info") -> None:
+        """Asks Ray for the room and starts the actors; each opens its node when it is first asked how it is.
+
+        Raises: Unavailable when Ray has no room for them within `cluster.start_budget_s`.
+        """
+        self._config, self._cluster, self._log_level = config, config.cluster, log_level
+        self._places: dict[str, _Place] = {}
+        group = self._reserve(self._cluster.num_shards)
+        for number in range(self._cluster.num_shards):
+            name = f"shard-{number}"
+            self._places[name] = _Place(group, number)
+            self._begin(name)
+
+    def _reserve(self, num_bundles: int) -> Any:
+        cluster = self._cluster
+        wanted = {
+            "CPU": cluster.cpus_per_shard,
+            "GPU": cluster.gpus_per_shard,
+            "memory": cluster.memory_bytes_per_shard,
+        }
+        bundle = {name: amount for name, amount in wanted.items() if amount}
+        group = placement_group([bundle] * num_bundles, strategy=cluster.strategy)
+        if not group.wait(cluster.start_budget_s):
+            remove_placement_group(group)
+            raise Unavailable("Ray", f"it has no room for {num_bundles} shards of {bundle}")
+        return group
+
+    def _begin(self, name: str) -> None:
+        place, cluster = self._places[name], self._cluster
+        options: dict[str, Any] = {
+            "num_cpus": cluster.cpus_per_shard,
+            "num_gpus": cluster.gpus_per_shard,
+            "max_restarts": cluster.max_restarts,
+            # A call that was cut off is sent again by who made it, to the owner of that moment, and not by Ray.
+            "max_task_retries": 0,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(place.group, place.bundle),
+        }
+        if cluster.memory_bytes_per_shard:
+            options["memory"] = cluster.memory_bytes_per_shard
+        actor = ray.remote(**options)(ShardActor).remote(name, self._config, self._log_level)
+
+        def on_gone(is_dead: bool) -> None:
+            place.num_died = place.num_died + 1 if is_dead else 0
+
+        place.num_died, place.link = 0, RayLink(name, actor, on_gone)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The shards' names."""
+        return tuple(self._places)
+
+    def link(self, name: str) -> RayLink:
+        """See `ShardFleet.link`."""
+        link = self._places[name].link
+        assert link is not None
+        return link
+
+    async def restart(self, name: str, is_gone: bool) -> None:
+        """See `ShardFleet.restart`. Ray starts an actor anew by itself, as often as it is allowed to."""
+        place = self._places[name]
+        if not is_gone:
+            ray.kill(self.link(name).actor, no_restart=False)
+        elif place.num_died >= _DIED_FOR_GOOD:
+            _LOG.warning("shard placed anew", extra={"shard": name})
+            self._begin(name)
+
+    async def stop(self) -> None:
+        """Stops every node, then its process, and gives the room back."""
+        for name in self.names:
+            try:
+                await within(self._cluster.release_budget_s, self.link(name).stop())
+            except (SiltstoneError, TimeoutError) as error:
+                told = {"shard": name, "error": str(error) or type(error).__name__}
+                _LOG.info("shard was not there to be stopped", extra=told)
+            ray.kill(self.link(name).actor, no_restart=True)
+        for group in {id(place.group): place.group for place in self._places.values()}.values():
+            remove_placement_group(group)
+
+
+@contextmanager
+def joined(config: ClusterConfig) -> Iterator[None]:
+    """Joins a Ray cluster, or starts one on this machine, for as long as the block runs.
+
+    A cluster that asks for a token is shown the one that Ray finds by itself ($RAY_AUTH_TOKEN, or its file).
+    Raises: Unavailable.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"namespace": config.ray_namespace, "logging_level": logging.WARNING}
+    if config.ray_address == "local":
+        options |= {
+            "num_cpus": max(1, math.ceil(config.cpus_per_shard * config.num_shards)),
+            "num_gpus": math.ceil(config.gpus_per_shard * config.num_shards),
+            "include_dashboard": False,
+        }
+    try:
+        ray.init(address=config.ray_address, **options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise Unavailable(f"Ray at {config.ray_address}", _first_line(error)) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
