@@ -197,9 +197,13 @@ checksum/config: {{ include "siltstone.toml" . | sha256sum }}
 {{- fail "ray.gcsFaultTolerance.address: say which Redis keeps Ray's own state" }}
 {{- end }}
 {{- end }}
-{{- $drain := dig "gateway" "drain_budget_s" 10 .Values.config | int }}
-{{- if le (.Values.gateway.terminationGracePeriodSeconds | int) (add .Values.gateway.preStopSeconds $drain | int) }}
-{{- fail "gateway.terminationGracePeriodSeconds: expected more than gateway.preStopSeconds and config.gateway.drain_budget_s together" }}
+{{- $drain := dig "gateway" "drain_budget_s" 10 .Values.config | float64 }}
+{{- if include "siltstone.isCluster" . }}
+{{- /* Shards commit their round and let go, and then end. */}}
+{{- $drain = addf $drain (mulf 2 (dig "cluster" "release_budget_s" 10 .Values.config | float64)) }}
+{{- end }}
+{{- if le (.Values.gateway.terminationGracePeriodSeconds | float64) (addf .Values.gateway.preStopSeconds $drain) }}
+{{- fail "gateway.terminationGracePeriodSeconds: expected more than gateway.preStopSeconds, config.gateway.drain_budget_s and, in a cluster, twice config.cluster.release_budget_s together" }}
 {{- end }}
 {{- end }}
 
