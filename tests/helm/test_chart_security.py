@@ -166,4 +166,4 @@ def test_the_gateway_is_asked_by_number_and_drains_before_it_is_killed(newest_he
         assert gateway[probe]["grpc"]["port"] == 6000
     assert only(manifests, "Service")["spec"]["ports"][0]["targetPort"] == 6000
     slept = int(gateway["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert slept + 10 < spec["terminationGracePeriodSeconds"]
+    assert slept + 10 + 20 < spec["terminationGracePeriodSeconds"]
