@@ -52,7 +52,7 @@ echo "$$wanted" > .venv/installed-$(1)
 echo "setup: done"
 endef
 
-.PHONY: help setup setup-dev demo bench test test-all lint format proto surface clean
+.PHONY: help setup setup-dev demo bench test test-all lint format proto surface chart-schema chart-tools clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,11 +71,11 @@ bench: setup ## the wake benchmark
 	@echo "bench: siltstone bench wake"
 	$(BIN)/siltstone bench wake
 
-test: lint ## lint, then every test that is not slow and needs no GPU
+test: lint chart-tools ## lint, then every test that is not slow and needs no GPU
 	@echo "test: pytest"
 	$(TEST_ENV) $(BIN)/python -m pytest -q -m "not slow and not gpu"
 
-test-all: lint ## lint, then every test; those for a GPU are skipped without one
+test-all: lint chart-tools ## lint, then every test; those for a GPU are skipped without one
 	@echo "test-all: pytest"
 	$(TEST_ENV) $(BIN)/python -m pytest -q
 
@@ -97,6 +97,12 @@ proto: setup-dev ## lint the .proto files and generate platform/siltstone/proto 
 
 surface: setup-dev ## record the public surface (CLI, proto, config) after a change made on purpose
 	@$(BIN)/python tests/guard/surface.py
+
+chart-schema: setup-dev ## write the schema of the chart's values after a change of the configuration
+	@$(BIN)/python tests/guard/values_schema.py
+
+chart-tools: setup-dev ## fetch the two helm binaries that the chart's tests run (helm/tools.txt)
+	@$(BIN)/python tests/helm/fetch_helm.py .venv/helm
 
 clean: ## remove .venv and all caches; keeps runs/
 	@rm -rf .venv dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
