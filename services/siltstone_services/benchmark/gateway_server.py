@@ -37,6 +37,7 @@ from siltstone.values import (
     Parked,
     Receipt,
     ShardStatus,
+    ShardView,
     UserExport,
     UserKey,
 )
@@ -86,6 +87,10 @@ class StubHost:
     async def status(self) -> ShardStatus:
         """Tells of nothing."""
         return ShardStatus("stub", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0)
+
+    async def shards(self) -> tuple[ShardView, ...]:
+        """Has none."""
+        return ()
 
 
 class BareMemory(MemoryServiceServicer):
