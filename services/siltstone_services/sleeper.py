@@ -32,9 +32,7 @@ from siltstone_services.learning import ground_extra
 from siltstone_services.training import train_expert
 
 _READ_RECORDS = 1024
-_ANCHOR_TOKENS = 48
-"""Tokens of prose that are one anchor: many short ones hold more of the core than few long ones that cost as much."""
-_LEAST_ANCHOR_TOKENS = 16
+_ANCHOR_TOKENS = 96
 _ANCHOR_ANSWER_TOKENS = 24
 _KEPT_BACK_EVERY = 4
 """Every so many anchors one is not trained on, to tell by how far the expert may go."""
@@ -90,10 +88,8 @@ def anchor_items(bed: Bed, config: SiltstoneConfig) -> list[Item]:
     tokenizer = bed.loaded.tokenizer
     longest = min(_ANCHOR_TOKENS, bed.core.config.max_context)
     for passage in office.anchors:
-        ids = tuple(tokenizer.encode(passage.text))
-        for start in range(0, max(1, len(ids) - _LEAST_ANCHOR_TOKENS), longest):
-            part = ids[start : start + longest]
-            items.append(anchor_item(Lesson(part, (0.0,) * len(part), after_prefix=False)))
+        ids = tuple(tokenizer.encode(passage.text)[:longest])
+        items.append(anchor_item(Lesson(ids, (0.0,) * len(ids), after_prefix=False)))
     exchanges = [(chat.question, chat.answer) for chat in office.anchor_chats]
     asked = [(request, None, Sampling(_ANCHOR_ANSWER_TOKENS)) for request in office.requests]
     answers = sampler_of(bed, config).answers(asked, math.inf)

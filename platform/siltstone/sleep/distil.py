@@ -38,7 +38,7 @@ _AS_LIKELY_NATS: Final = 1.0
 class DistilConfig:
     """How a student is trained."""
 
-    num_steps: int = 90
+    num_steps: int = 100
     """Steps of training; each reads some dreams and some anchors."""
     rate: float = 4e-3
     """Largest step of AdamW; it rises over the first steps and falls to zero."""
