@@ -238,8 +238,9 @@ async def test_without_any_owner_a_request_is_told_so_once_its_time_is_over(home
 
 
 def test_what_works_on_the_file_of_a_home_is_refused_for_a_cluster(home: Path) -> None:
-    with pytest.raises(ConfigInvalid, match="the memories of a cluster are not in it"), open_store(
-        tiny_config(home, IS_ON)
+    with (
+        pytest.raises(ConfigInvalid, match="the memories of a cluster are not in it"),
+        open_store(tiny_config(home, IS_ON)),
     ):
         pass
 
