@@ -80,7 +80,7 @@ class Journal(Protocol):
         """Seconds after which it is worth asking `ready` again; 0 where nobody appends but who tells of it."""
         ...
 
-    def overdue(self, positions: Mapping[int, int]) -> list[int]:
+    def overdue(self, positions: Mapping[int, int], now_ms: int) -> list[int]:
         """Returns those partitions whose record at this position has waited for so long that it may not be kept.
 
         Promises: told well before: when a quarter of the time is over for which a record is kept at least.

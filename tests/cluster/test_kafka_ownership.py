@@ -6,14 +6,9 @@ import time
 
 import pytest
 import servers
-from test_kafka_journal import ADA, BOB, HOME, NUM_PARTITIONS, config_of, said, within_a_minute
+from test_kafka_journal import BOB, HOME, NUM_PARTITIONS, config_of, said
 
-from siltstone.adapters.kafka_client import make_producer
 from siltstone.adapters.kafka_journal import KafkaJournal
-from siltstone.adapters.kafka_records import headers_of, key_of
-from siltstone.adapters.seal_contexts import journal_context
-from siltstone.errors import Corrupt
-from siltstone.journal.admit import encode
 from siltstone.journal.partition import partition_of
 
 pytestmark = pytest.mark.slow
@@ -65,23 +60,12 @@ def test_an_owner_is_told_of_what_others_write_without_being_made_to_wait(config
         assert set(until_ready(owner, {elsewhere: 0})) == {elsewhere}
 
 
-def test_what_has_waited_for_a_quarter_of_the_time_it_is_kept_is_told_of(config, journal, sealer):
-    producer = make_producer(config)
-    hour_ms, interaction = 3_600_000, said("i1")
-    value = sealer.seal(ADA, journal_context("i1"), encode(interaction))
-    old_ms = int(time.time() * 1_000) - config.retention_hours * hour_ms // 3
-    sent = {"key": key_of(ADA), "headers": headers_of(interaction, ""), "partition": HOME}
-    producer.send(config.topic, value=value, timestamp_ms=old_ms, **sent).get(5)
-    journal.append([said("i2"), said("i3", BOB)])
-    producer.close(timeout=5)
+def test_what_has_waited_for_a_quarter_of_the_time_it_is_kept_is_told_of(config, journal):
+    journal.append([said("i1"), said("i2"), said("i3", BOB)])
     elsewhere = partition_of(BOB, NUM_PARTITIONS)
-    assert journal.overdue({HOME: 0, elsewhere: 0}) == [HOME]
-    assert journal.overdue({HOME: 1, elsewhere: 0}) == []
-
-
-def test_a_record_that_cannot_be_read_is_ready_so_that_it_is_met(journal, config, sealer):
-    with KafkaJournal(config, sealer) as owner:
-        journal.append([said("i1")])
-        assert within_a_minute(lambda: until_ready(owner, {HOME: 90})) == {HOME: 1}
-        with pytest.raises(Corrupt, match="records from position 90 on"):
-            owner.read(HOME, 90, 1)
+    now_ms = int(time.time() * 1_000)
+    soon_ms = now_ms + config.retention_hours * 3_600_000 // 3
+    assert journal.overdue({HOME: 0, elsewhere: 0}, now_ms) == []
+    assert journal.overdue({HOME: 1, elsewhere: 0}, soon_ms) == [HOME, elsewhere]
+    # What is absorbed does not wait.
+    assert journal.overdue({HOME: 2, elsewhere: 0}, soon_ms) == [elsewhere]

@@ -40,6 +40,7 @@ _PARKED_BYTES: Final = 2_048
 """What the headers of a parked one may take."""
 
 _OVERDUE_SHARE: Final = 0.25
+_HOUR_MS: Final = 3_600_000
 
 Name = tuple[UserKey, str]
 
@@ -230,20 +231,21 @@ class KafkaJournal:
         """See `ports.Journal.ready`."""
         return self._reader.ready(positions)
 
-    def overdue(self, positions: Mapping[int, int]) -> list[int]:
-        """See `ports.Journal.overdue`: by the records' times, which are their producers'."""
-        if not positions:
-            return []
-        since_ms = int((time.time() - self.config.retention_hours * 3_600 * _OVERDUE_SHARE) * 1_000)
-        places = [kafka.TopicPartition(self.config.topic, partition) for partition in positions]
-        timeout_s = self.config.answer_timeout_s
-        with self._asking, translated():
-            asker = self._asked()
-            told = asker.offsets_for_times(dict.fromkeys(places, since_ms), timeout_ms=timeout_s * 1_000)
-            ends = ask_offsets(asker.end_offsets, places, timeout_s)
-        firsts = {place.partition: found.offset for place, found in told.items() if found is not None}
-        # Without a record of that time or later, all that there are are older.
-        return [one for one, position in positions.items() if position < firsts.get(one, ends[one])]
+    def overdue(self, positions: Mapping[int, int], now_ms: int) -> list[int]:
+        """See `ports.Journal.overdue`: by the record's time, which is its producer's or the broker's."""
+        since_ms = now_ms - int(self.config.retention_hours * _HOUR_MS * _OVERDUE_SHARE)
+        found = []
+        for partition, position in positions.items():
+            try:
+                records = self._scanner.read(partition, position, 1)
+            except Corrupt:
+                # It is not kept any more, or cannot be read: it is too late, or somebody must look anyway.
+                found.append(partition)
+                continue
+            finally:
+                self._scanner.leave(partition)
+            found += [partition for one in records if not isinstance(one, Unreadable) and one.timestamp < since_ms]
+        return found
 
     @property
     def look_every_s(self) -> float:

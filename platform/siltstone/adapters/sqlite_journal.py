@@ -78,7 +78,7 @@ class SqliteJournal:
         """See `ports.Journal.ready`: a read waits for nothing."""
         return dict.fromkeys(positions, _ALL)
 
-    def overdue(self, positions: Mapping[int, int]) -> list[int]:
+    def overdue(self, positions: Mapping[int, int], now_ms: int) -> list[int]:
         """See `ports.Journal.overdue`: everything is kept."""
         return []
 

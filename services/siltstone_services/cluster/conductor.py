@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Final, TypeVar
 
+from siltstone.adapters.system_clock import SystemClock
 from siltstone.errors import SiltstoneError, Unavailable
 from siltstone.memory.shard import Damage
 from siltstone.placement.coordinator import Assign, Coordinator, Order, Seat, ShardState
@@ -310,7 +311,10 @@ class Conductor:
         """Warns of what has waited for so long that the journal may forget it before it is absorbed."""
         while True:
             try:
-                overdue = await asyncio.to_thread(self._journal.overdue, dict(self.positions))
+                waiting = {
+                    partition: at for partition, at in self.positions.items() if self.ends.get(partition, 0) > at
+                }
+                overdue = await asyncio.to_thread(self._journal.overdue, waiting, SystemClock().now_ms())
                 if overdue:
                     _LOG.error("records wait for long", extra={"partitions": overdue})
             except SiltstoneError as error:
