@@ -25,8 +25,6 @@ from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.adapters.identity_file import Identities, read_identities
 from siltstone.adapters.key_file import lineage_key
 from siltstone.adapters.personal_data import holds_personal_data
-from siltstone.adapters.sqlite_journal import SqliteJournal
-from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.config import SiltstoneConfig
 from siltstone.crew import Look, go_on
 from siltstone.evaluation.external_probes import asked_suites
@@ -42,8 +40,8 @@ from siltstone.versions.keeping import origin_of
 from siltstone.versions.lineage import contributors
 from siltstone_services.bed import Bed
 from siltstone_services.dream_stage import DreamtNight, dream
-from siltstone_services.embedded_store import open_store
 from siltstone_services.evidence_json import to_json
+from siltstone_services.journal_and_store import open_journal_and_store
 from siltstone_services.judging import Exam, exam_of, material_of
 from siltstone_services.keeping import Keeper, name_of_night
 from siltstone_services.learning import lesson_plan, prepare_ground
@@ -120,10 +118,9 @@ def run_night(
         served = opened.enter_context(ServedCores(config))
         loaded = served.load(served.digest())
         bed = make_bed(config, loaded, look)
-        file = opened.enter_context(open_store(config))
+        journal, store = opened.enter_context(open_journal_and_store(config))
         registry = opened.enter_context(open_registry(config))
         # 1.
-        journal, store = SqliteJournal(file), SqliteSnapshotStore(file)
         plan = make_plan(journal, store, loaded.digest, since_ms, _FOREVER_MS, seed)
         keeper = Keeper(registry, store, cores, BasisStore(home), {loaded.digest}, config.sleep.keep_versions)
         keeper.clear_up(plan.id, say)

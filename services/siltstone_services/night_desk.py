@@ -92,8 +92,6 @@ class NightDesk:
 
     def _begin(self, seed: int, since_ms: int, task: bytes | None) -> Night:
         name = "" if task is None else read_task(task).name
-        if self._config.cluster.is_on:
-            raise ConfigInvalid("cluster", "nights over the memories of a cluster cannot be run yet")
         require_extra()
         held = self.nights.begin(seed, since_ms, name)
         try:

@@ -88,10 +88,13 @@ def sleep_one(
 def sleep_where_free(plan: SleepPlan, store: SnapshotStore, bed: Bed, config: SiltstoneConfig, say: Say) -> None:
     """Lets the users of a plan sleep whose memories are due, holding the home; one that a server uses is left to it.
 
-    Only one process may write memories, and a server has those of its users at hand.
+    Only one process may write memories, and a server has those of its users at hand. In a cluster that is the shards.
     Raises: as `sleep_privately`.
     """
     if not config.sleep.private.num_steps:
+        return
+    if config.cluster.is_on:
+        say("private sleep: it is left to the shards")
         return
     with ExitStack() as held:
         try:

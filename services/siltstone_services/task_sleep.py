@@ -23,8 +23,6 @@ import torch
 from siltstone.adapters.basis_store import BasisStore
 from siltstone.adapters.core_store import CoreStore
 from siltstone.adapters.personal_data import holds_personal_data
-from siltstone.adapters.sqlite_journal import SqliteJournal
-from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.config import SiltstoneConfig
 from siltstone.crew import Look, go_on
 from siltstone.errors import InvalidInput
@@ -45,8 +43,8 @@ from siltstone.sleep_values import CoreVersion, Lineage, NightStage, StepDone
 from siltstone.values import Message, Role, Sampling
 from siltstone.versions.keeping import origin_of
 from siltstone_services.bed import Bed, engine_of, sampler_of
-from siltstone_services.embedded_store import open_store
 from siltstone_services.evidence_json import to_json
+from siltstone_services.journal_and_store import open_journal_and_store
 from siltstone_services.judging import Exam, exam_of, material_of
 from siltstone_services.keeping import Keeper, name_of_night
 from siltstone_services.night import At, identities_of, make_bed, nobody_watches
@@ -149,7 +147,7 @@ def run_task(
         loaded = served.load(served.digest())
         bed = make_bed(config, loaded, look)
         _check_fits(task, bed, config)
-        store = SqliteSnapshotStore(opened.enter_context(open_store(config)))
+        _, store = opened.enter_context(open_journal_and_store(config))
         registry = opened.enter_context(open_registry(config))
         sleep_id = _sleep_id(task, loaded.digest, config, seed)
         keeper = Keeper(registry, store, cores, BasisStore(home), {loaded.digest}, config.sleep.keep_versions)
@@ -293,9 +291,8 @@ def _score_core(core: Core, bed: Bed, questions: Sequence[Question]) -> Score:
 
 def _material(suites: Sequence[ProbeSuite], task: Task, bed: Bed, config: SiltstoneConfig, seed: int) -> Material:
     """Returns what the candidate is asked: the questions held out, and users' secrets, which it cannot know."""
-    with open_store(config) as file:
-        journal = SqliteJournal(file)
-        plan = make_plan(journal, SqliteSnapshotStore(file), bed.loaded.digest, 0, _FOREVER_MS, seed)
+    with open_journal_and_store(config) as (journal, store):
+        plan = make_plan(journal, store, bed.loaded.digest, 0, _FOREVER_MS, seed)
         interactions = interactions_of(plan, journal, config)
     person_of = identities_of(config).person_of
     filtered = filter_statements(
