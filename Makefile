@@ -52,7 +52,7 @@ echo "$$wanted" > .venv/installed-$(1)
 echo "setup: done"
 endef
 
-.PHONY: help setup setup-dev demo bench test test-all lint format proto surface chart-schema chart-tools clean
+.PHONY: help setup setup-dev demo demo-cluster bench test test-all lint format proto surface chart-schema chart-tools clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,6 +66,9 @@ setup-dev: ## make .venv with what is needed to run, test and build
 demo: setup ## twelve users teach one model about themselves, then ask it; report under runs/
 	@echo "demo: siltstone --set engine.dtype=auto demo"
 	$(BIN)/siltstone --set engine.dtype=auto demo
+
+demo-cluster: setup-dev ## the demo on Ray shards, a Valkey and a Kafka-protocol broker, all on this machine
+	PYTHONPATH=tests $(BIN)/python benchmarks/demo_cluster.py
 
 bench: setup ## the wake benchmark
 	@echo "bench: siltstone bench wake"

@@ -29,7 +29,7 @@ from siltstone_services.demo_outcome import CoursePlan, Outcome
 from siltstone_services.demo_screen import DemoScreen
 from siltstone_services.demo_setting import Setting
 from siltstone_services.gateway import Gateway
-from siltstone_services.wiring import embedded_host
+from siltstone_services.wiring import cluster_host, embedded_host
 
 MAX_DURATION_S: Final = 240.0
 """How long the full course should take on two processors, but for its night."""
@@ -107,9 +107,11 @@ def _make_run_folder(runs: Path) -> Path:
 async def _run(config: SiltstoneConfig, plan: CoursePlan, screen: DemoScreen) -> Outcome:
     clock = SystemClock()
     gateway_config = dataclasses.replace(config.gateway, host="127.0.0.1", port=0)
-    screen.say("starting the server in this process; for a core it has not served before, that takes a minute or two")
+    where = f"{config.cluster.num_shards} shards on Ray" if config.cluster.is_on else "the server in this process"
+    screen.say(f"starting {where}; for a core that was not served before, that takes a minute or two")
+    open_host = cluster_host if config.cluster.is_on else embedded_host
     async with (
-        embedded_host(config) as host,
+        open_host(config) as host,
         Gateway(host, gateway_config, config.admission, clock) as gateway,
         SiltstoneClient(gateway.address, max_message_bytes=gateway_config.max_message_bytes) as client,
     ):
