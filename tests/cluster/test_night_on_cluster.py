@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import uuid
 from collections.abc import Iterator
@@ -69,14 +70,12 @@ def night_of(config: SiltstoneConfig) -> NightDone:
     return run_night(config, 1, 0, lambda _: None, lambda _: None, exam=exam())
 
 
-async def test_a_night_over_a_cluster_teaches_what_one_over_a_file_does(
-    tmp_path: Path, settings: dict[str, Any]
-) -> None:
+def test_a_night_over_a_cluster_teaches_what_one_over_a_file_does(tmp_path: Path, settings: dict[str, Any]) -> None:
     home = tmp_path / "home"
     home.mkdir()
     add_tiny_core(home)
     config = tiny_config(home, settings)
-    await tell(config, share=True)
+    asyncio.run(tell(config, share=True))
 
     done = night_of(config)
 
@@ -87,12 +86,12 @@ async def test_a_night_over_a_cluster_teaches_what_one_over_a_file_does(
     assert done.night.taught.keys() == embedded.night.taught.keys()
 
 
-async def test_what_nobody_shared_is_not_slept_over(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_what_nobody_shared_is_not_slept_over(tmp_path: Path, settings: dict[str, Any]) -> None:
     home = tmp_path / "home"
     home.mkdir()
     add_tiny_core(home)
     config = tiny_config(home, settings)
-    await tell(config, share=False)
+    asyncio.run(tell(config, share=False))
 
     with pytest.raises(InvalidInput):
         night_of(config)
