@@ -49,9 +49,9 @@ class SleepConfig:
     """Share of the dreams that is taken at random from those left."""
     selection: Literal["gain", "gradient"] = "gain"
     """What a dream is chosen by: what its targets gain over the core, or the gradient it gives a new expert."""
-    most_drift_nats: float = 1e-3
+    most_drift_nats: float = 7e-4
     """How far text may move that nothing was trained on, KL a token on average: an expert is made smaller until that
-    holds. A thousandth leaves the likeliest next token of prose as it was in 99 of 100. 0 leaves it as it is."""
+    holds. So little leaves the likeliest next token of prose as it was in 99 of 100. 0 leaves it as it is."""
     read_batch: int = 16
     """Dreams read at once."""
     look_every_s: float = 2.0
