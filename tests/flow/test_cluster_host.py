@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from servers import free_port
 from tiny_cluster import NUM_PARTITIONS, ONE_BY_ONE, USERS, blobs_of, embedded_blobs, open_cluster, stream_of
 from tiny_home import ADA, add_tiny_core, asking, said, tiny_config
+from tiny_night import exam
 
 from siltstone.errors import ConfigInvalid, InvalidInput, Overloaded, Unavailable
 from siltstone.journal.partition import partition_of
@@ -16,7 +19,8 @@ from siltstone.values import AnswerEnd, AnswerPart, Consent, GenerateRequest, In
 from siltstone_services.cluster.conductor import Conductor
 from siltstone_services.cluster.router import ClusterHost
 from siltstone_services.embedded_store import open_store
-from siltstone_services.night_desk import NightDesk
+from siltstone_services.night import run_night
+from siltstone_services.version_records import open_registry
 
 QUESTION = [Message(Role.USER, "Where do I live?")]
 ANSWERS = ["In Lisbon.", "In Oslo."]
@@ -245,8 +249,14 @@ def test_what_works_on_the_file_of_a_home_is_refused_for_a_cluster(home: Path) -
         pass
 
 
-async def test_a_night_over_a_cluster_is_refused_before_it_begins(home: Path) -> None:
-    desk = NightDesk(tiny_config(home, IS_ON))
-    with pytest.raises(ConfigInvalid, match="nights over the memories of a cluster"):
-        await desk.run(0, 0)
-    assert await desk.list() == ()
+def test_a_night_over_a_cluster_that_does_not_answer_ends_with_that(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY", base64.b64encode(bytes(range(32))).decode())
+    nobody = {"key_store.address": f"redis://127.0.0.1:{free_port()}", "key_store.retry_budget_s": 0.05}
+
+    with pytest.raises(Unavailable):
+        run_night(tiny_config(home, {**IS_ON, **nobody}), 0, 0, lambda _: None, lambda _: None, exam=exam())
+
+    with open_registry(tiny_config(home)) as registry:
+        assert registry.list() == ()
