@@ -73,7 +73,8 @@ def dream(
     left_out = choose_held_out(filtered.statements, settings.held_out_share, settings.min_held_out, k_min, plan.seed)
     seen = [one for one in filtered.statements if one.person not in left_out]
     told = _Told(seen, plan, bed, config)
-    recalled = [(one, dream) for one in seen if (dream := told.recalled(one)).people(k_min)]
+    own = [(one, told.recalled(one)) for one in seen]
+    recalled = [(one, dream) for one, dream in own if dream.people(k_min)]
     if not recalled:
         raise InvalidInput("the window", f"something that {k_min} people said", "nothing")
     coefficients, passed_over = _memories(plan, store, bed)
@@ -119,7 +120,7 @@ def dream(
         filtered,
         left_out,
         heard.taught(kept, raised),
-        _secretive([told.recalled(one) for one in seen], [heard.dreams[index] for index in kept], plan, config),
+        _secretive([dream for _, dream in own], [heard.dreams[index] for index in kept], plan, config),
     )
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+import torch
+
 from siltstone.adapters.core_store import CoreStore, LoadedCore
 from siltstone.adapters.reading_store import ReadingStore
 from siltstone.config import SiltstoneConfig
@@ -176,7 +178,8 @@ def gather_evidence(
     for number, (digest, core) in enumerate(cores.items(), start=1):
         say(f"asking the cores, {number} of {len(cores)}")
         reading = _reading(digest, core, champion.tokenizer, replace(material, canaries=()), store, crew)
-        exact = Core(by_digest[digest].config, by_digest[digest].tensors)
+        one = by_digest[digest]
+        exact = core if core.dtype == torch.float32 else Core(one.config, one.tensors)
         readings[digest] = replace(reading, secrets=read_secrets(exact, champion.tokenizer, material.canaries, crew))
     store.keep_only(cores)
     say("reading the anchors")

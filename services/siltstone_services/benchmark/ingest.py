@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
-from unittest.mock import patch
 
 from siltstone.adapters.aes_gcm_sealer import AesGcmSealer
 from siltstone.adapters.kafka_config import KafkaConfig
@@ -30,7 +29,6 @@ from siltstone_services.benchmark.readings import Outcome, Reading, Say, at_leas
 
 PER_CORE: Final = at_least(20_000, "/s")
 _TEXT: Final = "On Thursday I moved my desk to the window on the third floor, beside the plant that nobody waters."
-_KEY_VARIABLE: Final = "SILTSTONE_BENCH_MASTER_KEY"
 
 
 def run_ingest(brokers: str, num_users: int, batch: int, rounds: int, folder: Path, say: Say) -> Iterator[Outcome]:
@@ -64,8 +62,9 @@ def _sealer(folder: Path) -> Iterator[Sealer]:
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         name = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
-        stack.enter_context(patch.dict(os.environ, {_KEY_VARIABLE: base64.b64encode(os.urandom(32)).decode()}))
-        config = SealingConfig(master_key_variable=_KEY_VARIABLE, cached_for_s=3600.0)
+        key = Path(name) / "master.key"
+        key.write_text(base64.b64encode(os.urandom(32)).decode(), encoding="ascii")
+        config = SealingConfig(master_key_file=str(key), cached_for_s=3600.0)
         vault = stack.enter_context(SqliteKeyVault(Path(name) / "keys.db", open_master_key(config)))
         yield AesGcmSealer(vault, config)
 
