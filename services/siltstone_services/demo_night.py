@@ -13,11 +13,12 @@ from siltstone.config import SiltstoneConfig
 from siltstone.evaluation.forced_choice import Accuracy, accuracy, choose
 from siltstone.evaluation.office_material import OfficeUser
 from siltstone.evaluation.office_questions import Question, own_questions, private_questions, shared_questions
+from siltstone.sleep_values import CoreVersion
 from siltstone.values import GenerateRequest, Message, Role, Sampling, UserKey
 from siltstone_services.demo_outcome import NightOutcome
 from siltstone_services.demo_setting import TENANT, Setting, at_once, key_of
 from siltstone_services.judging import Exam
-from siltstone_services.night import NightDone, run_night
+from siltstone_services.night_apart import NightsApart
 from siltstone_services.version_records import open_registry
 
 NEWCOMER: Final = UserKey(TENANT, "newcomer")
@@ -36,6 +37,13 @@ class Asking:
     answers: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Night:
+    core: str
+    version: CoreVersion
+    num_dreams: int
+
+
 async def spend_night(setting: Setting, config: SiltstoneConfig, exam: Exam | None = None) -> NightOutcome:
     """Lets the office's server sleep, and shows what came of it. Without an exam, that of the package is taken.
 
@@ -43,6 +51,14 @@ async def spend_night(setting: Setting, config: SiltstoneConfig, exam: Exam | No
     server follows. 4. Ask the newcomer again. 5. Let everybody come back: each is carried over; ask them again. 6. Roll
     back: the newcomer is answered as at first. 7. Sleep badly, over the same dreams.
     """
+    # The server is still there, and asked; a night beside it in one process took a quarter longer.
+    with NightsApart() as nights:
+        return await _spend_night(setting, config, partial(_sleep, setting, nights, exam))
+
+
+async def _spend_night(
+    setting: Setting, config: SiltstoneConfig, sleep: Callable[[SiltstoneConfig], Awaitable[_Night]]
+) -> NightOutcome:
     say, clock = setting.screen.say, setting.clock
     evening_s = clock.monotonic_s()
     say("a newcomer, whom no memory knows, is asked what the office knows")
@@ -50,7 +66,7 @@ async def spend_night(setting: Setting, config: SiltstoneConfig, exam: Exam | No
     known_first = await _ask_everybody(setting)
     say("the server sleeps: what at least three people's memories agree on is dreamt, and learned by a candidate core")
     started_s = clock.monotonic_s()
-    night = await _sleep(setting, config, None, exam)
+    night = await sleep(config)
     elapsed_s = clock.monotonic_s() - started_s
     say(f"version {night.version.number} is {night.version.state.value}, after {elapsed_s:.0f} s")
     shared = private = recalled = difference = rollback_s = None
@@ -71,20 +87,20 @@ async def spend_night(setting: Setting, config: SiltstoneConfig, exam: Exam | No
         recalled = accuracy(await _ask_everybody(setting), [0] * len(known_first))
         started_s = clock.monotonic_s()
         _roll_back(config)
-        await _until(lambda: _leads(setting, night.plan.core))
+        await _until(lambda: _leads(setting, night.core))
         rollback_s = clock.monotonic_s() - started_s
         say(f"rolled back in {rollback_s:.1f} s; the newcomer asks once more")
         again = await _ask_newcomer(setting)
         pairs = zip((*again.shared, *again.private), (*asked_first.shared, *asked_first.private), strict=True)
         difference = max(abs(new - old) for news, olds in pairs for new, old in zip(news, olds, strict=True))
     say("a bad night: the same dreams, learned in haste and without anchors")
-    bad = await _sleep(setting, _badly(config), night, exam)
+    bad = await sleep(_badly(config))
     say(f"version {bad.version.number} is {bad.version.state.value}")
     return NightOutcome(
         clock.monotonic_s() - evening_s,
         elapsed_s,
         night.version,
-        len(night.night.dreams),
+        night.num_dreams,
         bad.version,
         asked_first.answers,
         answers_after,
@@ -98,11 +114,12 @@ async def spend_night(setting: Setting, config: SiltstoneConfig, exam: Exam | No
     )
 
 
-async def _sleep(setting: Setting, config: SiltstoneConfig, before: NightDone | None, exam: Exam | None) -> NightDone:
-    total = config.sleep.distil.num_steps
-    with setting.screen.counting("distilling", total) as count:
-        night = partial(run_night, config, 0, 0, setting.screen.say, lambda _: count(0), exam=exam, before=before)
-        return await asyncio.to_thread(night)
+async def _sleep(setting: Setting, nights: NightsApart, exam: Exam | None, config: SiltstoneConfig) -> _Night:
+    with setting.screen.counting("distilling", config.sleep.distil.num_steps) as count:
+        slept = await asyncio.to_thread(nights.sleep, config, exam, setting.screen.say, partial(count, 0))
+    with open_registry(config) as registry:
+        version = next(one for one in registry.list() if one.number == slept.version)
+    return _Night(slept.core, version, slept.num_dreams)
 
 
 def _badly(config: SiltstoneConfig) -> SiltstoneConfig:

@@ -29,13 +29,13 @@ from siltstone.gate.measure import (
     Reading,
     loading_measurement,
     measure_candidate,
-    read_core,
+    read_cores,
     read_secrets,
     speed_measurement,
 )
 from siltstone.gate.policy import Policy
 from siltstone.gate.probe_suites import ProbeSuite
-from siltstone.inference.engine import EngineConfig
+from siltstone.inference.engine import EngineConfig, Precision
 from siltstone.memory.restate import cue, second_person
 from siltstone.model.core import Core
 from siltstone.ports import Tokenizer
@@ -173,15 +173,14 @@ def gather_evidence(
     loaded = CoreStore(home).load(candidate)
     by_digest = {one.digest: one for one in (loaded, champion, origin)}
     cores = {digest: Core(one.config, one.tensors, "cpu", dtype) for digest, one in by_digest.items()}
-    store = ReadingStore(home)
+    say(f"asking {len(cores)} cores")
+    asked = _readings(cores, champion.tokenizer, replace(material, canaries=()), ReadingStore(home), crew)
     readings = {}
-    for number, (digest, core) in enumerate(cores.items(), start=1):
-        say(f"asking the cores, {number} of {len(cores)}")
-        reading = _reading(digest, core, champion.tokenizer, replace(material, canaries=()), store, crew)
-        one = by_digest[digest]
+    for digest, reading in asked.items():
+        one, core = by_digest[digest], cores[digest]
         exact = core if core.dtype == torch.float32 else Core(one.config, one.tensors)
-        readings[digest] = replace(reading, secrets=read_secrets(exact, champion.tokenizer, material.canaries, crew))
-    store.keep_only(cores)
+        (secrets,) = read_secrets([exact], champion.tokenizer, material.canaries, crew)
+        readings[digest] = replace(reading, secrets=secrets)
     say("reading the anchors")
     compared = Cores(cores[loaded.digest], cores[champion.digest], cores[origin.digest])
     measured = measure_candidate(
@@ -194,7 +193,7 @@ def gather_evidence(
         candidate=readings[loaded.digest],
     )
     say("trying the candidate in a clean process")
-    tried = _tried(home, loaded.digest, champion.digest, crew)
+    tried = _tried(home, loaded.digest, champion.digest, engine.dtype, crew)
     return Evidence(loaded.digest, champion.digest, origin.digest, (*measured, *tried), notes)
 
 
@@ -206,17 +205,21 @@ def exam_of(config: SiltstoneConfig, suites: Sequence[ProbeSuite]) -> Exam:
     return Exam(gather_evidence, policy_of(config, [suite.name for suite in suites]))
 
 
-def _reading(
-    digest: str, core: Core, tokenizer: Tokenizer, material: Material, store: ReadingStore, crew: Crew
-) -> Reading:
-    """Asks a core what it has not been asked before."""
-    questions = {suite.name: _digest_of(suite, core) for suite in material.suites}
-    kept = {name: numbers for name, one in questions.items() if (numbers := store.get(digest, one)) is not None}
-    reading = read_core(core, tokenizer, material, crew, kept)
-    for name, question in questions.items():
-        if name not in kept:
-            store.put(digest, question, reading.items[name])
-    return reading
+def _readings(
+    cores: Mapping[str, Core], tokenizer: Tokenizer, material: Material, store: ReadingStore, crew: Crew
+) -> dict[str, Reading]:
+    """Asks every core, by digest, what it has not been asked before, and forgets what other cores have said."""
+    kept: dict[str, dict[str, tuple[float, ...]]] = {}
+    for digest, core in cores.items():
+        found = {suite.name: store.get(digest, _digest_of(suite, core)) for suite in material.suites}
+        kept[digest] = {name: numbers for name, numbers in found.items() if numbers is not None}
+    readings = read_cores(list(cores.values()), tokenizer, material, crew, list(kept.values()))
+    for (digest, core), reading in zip(cores.items(), readings, strict=True):
+        for suite in material.suites:
+            if suite.name not in kept[digest]:
+                store.put(digest, _digest_of(suite, core), reading.items[suite.name])
+    store.keep_only(cores)
+    return dict(zip(cores, readings, strict=True))
 
 
 def _digest_of(suite: ProbeSuite, core: Core) -> str:
@@ -224,9 +227,9 @@ def _digest_of(suite: ProbeSuite, core: Core) -> str:
     return hashlib.sha256(repr((_HOW_IT_IS_READ, suite, core.dtype)).encode()).hexdigest()
 
 
-def _tried(home: Path, candidate: str, champion: str, crew: Crew) -> tuple[Measurement, ...]:
+def _tried(home: Path, candidate: str, champion: str, precision: Precision, crew: Crew) -> tuple[Measurement, ...]:
     # All at once, on however few cores: what they time is their own threads' time.
-    trials = Crew(_NUM_TRIALS, crew.look).run([partial(try_core, home, candidate, champion)] * _NUM_TRIALS)
+    trials = Crew(_NUM_TRIALS, crew.look).run([partial(try_core, home, candidate, champion, precision)] * _NUM_TRIALS)
     pairs = [pair for trial in trials if trial is not None for pair in trial]
     loading = loading_measurement([trial is not None for trial in trials])
     if not pairs:

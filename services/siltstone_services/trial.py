@@ -7,23 +7,26 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
+    from siltstone.inference.engine import Precision
     from siltstone.model.core import Core
 
 _PROMPT: Final = "The quick brown fox jumps over the lazy dog."
-_NUM_TOKENS: Final = 12
+_NUM_TOKENS: Final = 8
 _NUM_PAIRS: Final = 4
 _LIMIT_S: Final = 600.0
 
 
-def try_core(home: Path, digest: str, other: str) -> list[tuple[float, float]] | None:
+def try_core(home: Path, digest: str, other: str, precision: Precision) -> list[tuple[float, float]] | None:
     """Loads a core in a clean process and lets it answer, taking turns with another that is known to load.
+
+    They compute as they do when they serve.
 
     Returns the tokens per second of the two, per turn; None when it could not.
     """
-    command = [sys.executable, "-m", "siltstone_services.trial", str(home), digest, other]
+    command = [sys.executable, "-m", "siltstone_services.trial", str(home), digest, other, precision]
     try:
         done = subprocess.run(command, capture_output=True, timeout=_LIMIT_S, check=True)
         return [(float(own), float(others)) for own, others in json.loads(done.stdout.splitlines()[-1])["tokens_per_s"]]
@@ -31,16 +34,17 @@ def try_core(home: Path, digest: str, other: str) -> list[tuple[float, float]] |
         return None
 
 
-def main(home: str, digest: str, other: str) -> None:
+def main(home: str, digest: str, other: str, precision: Precision) -> None:
     """Runs the trial. Raises what makes the core unfit."""
     import torch
 
     from siltstone.adapters.core_store import CoreStore
     from siltstone.model.core import Core
+    from siltstone_services.precision import dtype_for
 
     torch.set_num_threads(1)
     loaded = [CoreStore(Path(home)).load(one) for one in (digest, other)]
-    cores = [Core(one.config, one.tensors) for one in loaded]
+    cores = [Core(one.config, one.tensors, "cpu", dtype_for(precision, "cpu")) for one in loaded]
     ids = loaded[0].tokenizer.encode(_PROMPT)[: cores[0].config.max_context - _NUM_TOKENS - 1]
     for core in cores:
         # Who runs for the first time waits for memory that nobody has touched yet.
@@ -73,4 +77,4 @@ def _tokens_per_s(core: Core, ids: list[int]) -> float:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], cast("Precision", sys.argv[4]))

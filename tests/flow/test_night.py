@@ -184,7 +184,7 @@ def test_what_a_core_has_said_is_not_asked_again_and_damage_changes_nothing(
 
 
 @pytest.mark.parametrize(
-    "last_said", ["statements of", "asking the cores, 1 of 2", "reading the anchors", "trying the candidate"]
+    "last_said", ["statements of", "asking 2 cores", "reading the anchors", "trying the candidate"]
 )
 def test_a_night_ends_inside_sampling_and_inside_measuring(
     slept: tuple[Path, NightDone, list[StepDone]], last_said: str

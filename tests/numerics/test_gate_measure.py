@@ -26,12 +26,20 @@ from siltstone.gate.measure import (
     speed_measurement,
 )
 from siltstone.gate.probe_suites import Probe, ProbeSuite, load_suites
-from siltstone.gate.scoring import Asked, score_answers
-from siltstone.model.core import Core, forward
+from siltstone.gate.scoring import Asked, score_answers, score_answers_of
+from siltstone.model.core import Core, forward, num_layers_alike
 from siltstone.values import Message, Role
 
 CORE, OTHER, THIRD = (Core(TINY_CORE, random_tensors(TINY_CORE, seed)) for seed in (7, 8, 9))
 TOKENIZER = CharTokenizer()
+
+
+def raised_from(layer: int) -> Core:
+    """Returns a core that is CORE up to a layer, and another from there on."""
+    tensors = random_tensors(TINY_CORE, 7)
+    for index in range(layer, TINY_CORE.num_layers):
+        tensors[f"layers.{index}.mlp.down.weight"] = tensors[f"layers.{index}.mlp.down.weight"] * 1.5
+    return Core(TINY_CORE, tensors)
 
 
 def slow_log_probability(core: Core, prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:
@@ -70,10 +78,10 @@ def test_answers_that_begin_alike_are_read_as_a_tree() -> None:
 
 def test_an_item_is_the_mean_over_its_pairs_of_answers() -> None:
     probes = tuple(Probe(str(at), str(at % 2), f"Who is {at}?", f"Yes{at}", f"No{at}") for at in range(4))
-    margins = read_margins(CORE, TOKENIZER, ProbeSuite("mine", probes, 2))
+    margins = read_margins([CORE], TOKENIZER, ProbeSuite("mine", probes, 2))[0]
     for at, pairs in enumerate(ProbeSuite("mine", probes, 2).answer_pairs()):
         alone = [
-            read_margins(CORE, TOKENIZER, ProbeSuite("one", (Probe("x", "x", probes[at].prompt, *pair),)))[0]
+            read_margins([CORE], TOKENIZER, ProbeSuite("one", (Probe("x", "x", probes[at].prompt, *pair),)))[0][0]
             for pair in pairs
         ]
         assert margins[at] == pytest.approx(sum(alone) / 2, abs=1e-4)
@@ -111,16 +119,64 @@ def test_a_margin_is_the_difference_of_two_means() -> None:
             assert margin == pytest.approx(right - wrong, abs=1e-3)
 
 
+def test_cores_are_alike_up_to_the_layer_in_which_they_differ() -> None:
+    assert num_layers_alike([CORE]) == num_layers_alike([CORE, CORE]) == TINY_CORE.num_layers
+    assert [num_layers_alike([CORE, raised_from(at), CORE]) for at in range(TINY_CORE.num_layers)] == list(
+        range(TINY_CORE.num_layers)
+    )
+    assert num_layers_alike([CORE, OTHER]) == 0
+    tensors = random_tensors(TINY_CORE, 7)
+    other_words = Core(TINY_CORE, {**tensors, "embed.weight": tensors["embed.weight"] * 2})
+    assert num_layers_alike([CORE, other_words]) == 0
+    assert num_layers_alike([CORE, Core(TINY_CORE, tensors, dtype=torch.bfloat16)]) == 0
+
+
+@pytest.mark.parametrize("opening", [(), (5, 6, 7)])
+def test_cores_read_together_are_read_once_where_they_are_alike_and_say_what_each_says_alone(
+    opening: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = [CORE, raised_from(1), OTHER]
+    asked = [Asked((*opening, at, 2, 3), answer) for at in range(3) for answer in ((4,), (4, 5), (6, 7, 8))]
+    alone = [score_answers(core, asked) for core in cores]
+    assert len({str(scores) for scores in alone}) == 3
+
+    blocks: list[int] = []
+    block = Core.block
+
+    def counted(core: Core, index: int, *rest: object) -> torch.Tensor:
+        blocks.append(index)
+        return block(core, index, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Core, "block", counted)
+    assert score_answers_of(cores, asked) == alone
+    blocks.clear()
+    assert score_answers_of(cores[:2], asked) == alone[:2]
+    num_openings = 2 if opening else 0
+    assert len(blocks) == (num_openings + 2) * TINY_CORE.num_layers - 1
+
+
+def test_anchors_read_under_cores_that_are_alike_below_are_read_as_under_others() -> None:
+    passages = [Passage("a", "The tide covers the pool twice a day."), Passage("b", "A swift sleeps." * 40)]
+    near = raised_from(1)
+    # Another dtype of the origin is another core to the bit, so that nothing is shared.
+    together = measure_anchors(near, CORE, CORE, TOKENIZER, passages)
+    apart = measure_anchors(
+        near, CORE, Core(TINY_CORE, random_tensors(TINY_CORE, 7), dtype=torch.float64), TOKENIZER, passages
+    )
+    for one, other in zip(together, apart, strict=True):
+        assert one.candidate == pytest.approx(other.candidate, abs=1e-5)
+
+
 def test_every_shipped_suite_can_be_asked() -> None:
     for suite in load_suites():
-        margins = read_margins(CORE, TOKENIZER, suite)
+        margins = read_margins([CORE], TOKENIZER, suite)[0]
         assert len(margins) == len(suite.probes)
         assert all(map(math.isfinite, margins))
 
 
 def test_the_benefit_is_the_share_of_the_right_value() -> None:
     question = HeldOutQuestion("q", "ada", "Where is it?", "It is in", "Rome", ("Oslo", "Lima"))
-    (found,) = read_benefit(CORE, TOKENIZER, (question,))
+    ((found,),) = read_benefit([CORE], TOKENIZER, (question,))
     prompt = (*TOKENIZER.render([_user("Where is it?")]), *TOKENIZER.encode("It is in"))
     logs = torch.tensor(
         [slow_log_probability(CORE, prompt, tuple(TOKENIZER.encode(f" {v}"))) for v in ("Rome", "Oslo", "Lima")]
@@ -198,7 +254,7 @@ def test_a_secret_that_was_learned_is_exposed_and_no_other() -> None:
         (-logs.gather(1, ids[0, -4:, None]).mean()).backward()
         optimiser.step()
     learned = Core(TINY_CORE, {name: leaf.detach() for name, leaf in leaves.items()})
-    after, before = (read_secrets(core, TOKENIZER, (told, silent)) for core in (learned, CORE))
+    after, before = read_secrets([learned, CORE], TOKENIZER, (told, silent))
     exposed, hidden = exposures(after, before)
     assert exposed == 6.0
     assert hidden < 6.0

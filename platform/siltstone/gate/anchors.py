@@ -6,7 +6,7 @@ Shapes: B pieces, T tokens of a piece, D model width, N predicted tokens, V voca
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -17,7 +17,7 @@ from torch import Tensor
 from siltstone.crew import Crew
 from siltstone.errors import InvalidInput
 from siltstone.gate.scoring import ALONE, logit_spans
-from siltstone.model.core import Core, attention, causal_mask
+from siltstone.model.core import Core, attention, causal_mask, num_layers_alike
 from siltstone.model.rows import pad
 from siltstone.ports import Tokenizer
 from siltstone.sleep_values import Measurement
@@ -89,7 +89,9 @@ def measure_anchors(
         nats={core: {passage.id: 0.0 for passage in passages} for core in (candidate, champion, origin)},
         similarities=[Similarity() for _ in depths],
     )
-    for part in crew.run([partial(_read, batch, candidate, champion, origin, depths) for batch in _batches(pieces)]):
+    num_alike = num_layers_alike([candidate, champion, origin])
+    read = partial(_read, candidate=candidate, champion=champion, origin=origin, depths=depths, num_alike=num_alike)
+    for part in crew.run([partial(read, batch) for batch in _batches(pieces)]):
         found.join(part)
 
     num_bytes = {passage.id: len(passage.text.encode()) for passage in passages}
@@ -175,16 +177,22 @@ def _batches(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
 
 
 @torch.inference_mode()
-def _read(batch: Sequence[_Piece], candidate: Core, champion: Core, origin: Core, depths: Sequence[int]) -> _Found:
-    """Reads a batch of pieces under the three cores and returns what it shows."""
+def _read(
+    batch: Sequence[_Piece], candidate: Core, champion: Core, origin: Core, depths: Sequence[int], num_alike: int
+) -> _Found:
+    """Reads a batch of pieces under the three cores, alike in their first layers, and returns what it shows."""
     rows = [row for row, piece in enumerate(batch) for _ in piece.ids[1:]]
     columns = [column for piece in batch for column in range(len(piece.ids) - 1)]
     targets = torch.tensor([token for piece in batch for token in piece.ids[1:]], device=candidate.device)
     names = [batch[row].passage for row in rows]
-    outputs = {}
-    for core in {candidate, champion, origin}:
-        kept = _outputs(core, pad([piece.ids for piece in batch], core.device), depths)
-        outputs[core] = [x_BTD[rows, columns].to(candidate.device) for x_BTD in kept]
+    outputs: dict[Core, list[Tensor]] = {}
+    below: dict[int, Tensor] = {}
+    for core in dict.fromkeys((candidate, champion, origin)):
+        after = _outputs(core, pad([piece.ids for piece in batch], core.device), below)
+        below = {depth: x_BTD for depth, x_BTD in after.items() if depth <= num_alike} if num_alike else {}
+        # A core of another depth is read at the same share of its own.
+        wanted = [math.ceil(depth * core.config.num_layers / depths[-1]) for depth in depths]
+        outputs[core] = [after[depth][rows, columns].to(candidate.device) for depth in wanted]
     found = _Found(names, nats={core: dict.fromkeys(names, 0.0) for core in outputs})
     for own, other in zip(outputs[candidate], outputs[champion], strict=True):
         similarity = Similarity()
@@ -209,23 +217,18 @@ def _read(batch: Sequence[_Piece], candidate: Core, champion: Core, origin: Core
     return found
 
 
-def _outputs(core: Core, ids_BT: Tensor, depths: Sequence[int]) -> list[Tensor]:
-    """Returns what comes out of the blocks at the depths, [B, T, D] each, of which the last is the last block's.
+def _outputs(core: Core, ids_BT: Tensor, below: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Returns what goes into the first block, at 0, and what comes out of each, from 1: [B, T, D] each.
 
-    A depth is a block of the candidate, from 1; a core of another depth is read at the same share of its own.
+    `below` holds what is known of it already.
     """
     b, t = ids_BT.shape
-    num_layers = core.config.num_layers
-    wanted = [math.ceil(depth * num_layers / depths[-1]) for depth in depths]
     rotation = core.rotation(torch.arange(t, device=ids_BT.device).expand(b, t))
     mask = causal_mask(torch.zeros(b, dtype=torch.long, device=ids_BT.device), t, 0)
-    x = core.embed(ids_BT)
-    after = {0: x}
-    for i in range(num_layers):
-        x = core.block(i, x, rotation, lambda _, q, k, v: attention(q, k, v, mask))
-        if i + 1 in wanted:
-            after[i + 1] = x
-    return [after[depth] for depth in wanted]
+    after = dict(below) or {0: core.embed(ids_BT)}
+    for i in range(max(after), core.config.num_layers):
+        after[i + 1] = core.block(i, after[i], rotation, lambda _, q, k, v: attention(q, k, v, mask))
+    return after
 
 
 def _divergence(of_NV: Tensor, from_NV: Tensor) -> list[float]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 from siltstone.crew import Crew
 from siltstone.errors import InvalidInput
 from siltstone.gate.anchors import Passage, measure_anchors
 from siltstone.gate.probe_suites import ProbeSuite
-from siltstone.gate.scoring import ALONE, Asked, score_answers
+from siltstone.gate.scoring import ALONE, Asked, Score, score_answers_of
 from siltstone.model.core import Core
 from siltstone.ports import Tokenizer
 from siltstone.sleep_values import Measurement
@@ -77,20 +76,34 @@ class Reading:
     secrets: tuple[tuple[float, ...], ...]
 
 
-def read_core(
-    core: Core,
+def read_core(core: Core, tokenizer: Tokenizer, material: Material, crew: Crew = ALONE) -> Reading:
+    """Asks one core everything but the anchors, on which cores are compared token by token."""
+    return read_cores([core], tokenizer, material, crew)[0]
+
+
+def read_cores(
+    cores: Sequence[Core],
     tokenizer: Tokenizer,
     material: Material,
     crew: Crew = ALONE,
-    kept: Mapping[str, tuple[float, ...]] = MappingProxyType({}),
-) -> Reading:
-    """Asks one core everything but the anchors, on which cores are compared token by token.
+    kept: Sequence[Mapping[str, tuple[float, ...]]] = (),
+) -> list[Reading]:
+    """Asks some cores of one vocabulary everything but the anchors, together: where they are alike they are read once.
 
-    What it has said before to a suite, by name, is handed in as `kept`.
+    What each has said before to a suite, by name, is handed in as `kept`.
     """
-    items = {one.name: kept.get(one.name) or read_margins(core, tokenizer, one, crew) for one in material.suites}
-    items["benefit"] = read_benefit(core, tokenizer, material.questions, crew)
-    return Reading(items, read_secrets(core, tokenizer, material.canaries, crew))
+    items = [dict(one) for one in kept] or [{} for _ in cores]
+    for suite in material.suites:
+        news = [at for at, own in enumerate(items) if suite.name not in own]
+        found = read_margins([cores[at] for at in news], tokenizer, suite, crew) if news else []
+        for at, margins in zip(news, found, strict=True):
+            items[at][suite.name] = margins
+    benefits = read_benefit(cores, tokenizer, material.questions, crew)
+    secrets = read_secrets(cores, tokenizer, material.canaries, crew)
+    return [
+        Reading(own | {"benefit": benefit}, secret)
+        for own, benefit, secret in zip(items, benefits, secrets, strict=True)
+    ]
 
 
 def measure_candidate(
@@ -143,8 +156,10 @@ def compare_readings(
     )
 
 
-def read_margins(core: Core, tokenizer: Tokenizer, suite: ProbeSuite, crew: Crew = ALONE) -> tuple[float, ...]:
-    """Returns how much likelier the right answer is than the wrong one, per probe, in nats a token.
+def read_margins(
+    cores: Sequence[Core], tokenizer: Tokenizer, suite: ProbeSuite, crew: Crew = ALONE
+) -> list[tuple[float, ...]]:
+    """Returns, under each core, how much likelier the right answer is than the wrong one, per probe, in nats a token.
 
         margin = mean over pairs (mean over tokens of log p(right | prompt) - mean over tokens of log p(wrong | prompt))
 
@@ -157,28 +172,34 @@ def read_margins(core: Core, tokenizer: Tokenizer, suite: ProbeSuite, crew: Crew
         for pair in pairs
         for answer in pair
     ]
-    scores = iter(score_answers(core, asked, crew))
-    gaps = ([next(scores).per_token - next(scores).per_token for _ in pairs] for pairs in offered)
-    return tuple(math.fsum(own) / len(own) for own in gaps)
+    return [tuple(_margins(offered, scores)) for scores in score_answers_of(cores, asked, crew)]
+
+
+def _margins(offered: Sequence[Sequence[object]], scores: Sequence[Score]) -> Iterator[float]:
+    nats = iter(one.per_token for one in scores)
+    for pairs in offered:
+        yield math.fsum([next(nats) - next(nats) for _ in pairs]) / len(pairs)
 
 
 def read_benefit(
-    core: Core, tokenizer: Tokenizer, questions: Sequence[HeldOutQuestion], crew: Crew = ALONE
-) -> tuple[float, ...]:
-    """Returns the log-probability of the right value among those offered, per question, in nats.
+    cores: Sequence[Core], tokenizer: Tokenizer, questions: Sequence[HeldOutQuestion], crew: Crew = ALONE
+) -> list[tuple[float, ...]]:
+    """Returns, under each core, the log-probability of the right value among those offered, per question, in nats.
 
     log p(value) - log sum over offered values v of p(v)
     """
     offered = [(_ask(tokenizer, one.question, one.stem), (one.value, *one.alternatives)) for one in questions]
-    return tuple(logs[0] - _log_sum(logs) for logs in _score_groups(core, tokenizer, offered, crew))
+    return [
+        tuple(logs[0] - _log_sum(logs) for logs in groups) for groups in _score_groups(cores, tokenizer, offered, crew)
+    ]
 
 
 def read_secrets(
-    core: Core, tokenizer: Tokenizer, canaries: Sequence[Canary], crew: Crew = ALONE
-) -> tuple[tuple[float, ...], ...]:
-    """Returns the log-probability of each canary's secret and of its references, in nats."""
+    cores: Sequence[Core], tokenizer: Tokenizer, canaries: Sequence[Canary], crew: Crew = ALONE
+) -> list[tuple[tuple[float, ...], ...]]:
+    """Returns, under each core, the log-probability of each canary's secret and of its references, in nats."""
     offered = [(_ask(tokenizer, one.prompt, one.stem), (one.secret, *one.references)) for one in canaries]
-    return tuple(map(tuple, _score_groups(core, tokenizer, offered, crew)))
+    return [tuple(map(tuple, groups)) for groups in _score_groups(cores, tokenizer, offered, crew)]
 
 
 def exposures(after: Sequence[Sequence[float]], before: Sequence[Sequence[float]]) -> tuple[float, ...]:
@@ -233,12 +254,18 @@ def _ask(tokenizer: Tokenizer, question: str, stem: str = "") -> tuple[int, ...]
 
 
 def _score_groups(
-    core: Core, tokenizer: Tokenizer, offered: Sequence[tuple[tuple[int, ...], tuple[str, ...]]], crew: Crew
-) -> list[list[float]]:
-    """Returns the log-probability of each value offered after each prompt."""
+    cores: Sequence[Core],
+    tokenizer: Tokenizer,
+    offered: Sequence[tuple[tuple[int, ...], tuple[str, ...]]],
+    crew: Crew,
+) -> list[list[list[float]]]:
+    """Returns, under each core, the log-probability of each value offered after each prompt."""
     asked = [Asked(prompt, tuple(tokenizer.encode(f" {value}"))) for prompt, values in offered for value in values]
-    scores = iter(score_answers(core, asked, crew))
-    return [[next(scores).log_probability for _ in values] for _, values in offered]
+    found = []
+    for own in score_answers_of(cores, asked, crew):
+        scores = iter(own)
+        found.append([[next(scores).log_probability for _ in values] for _, values in offered])
+    return found
 
 
 def _log_sum(logs: Sequence[float]) -> float:

@@ -1,8 +1,9 @@
-"""Log-probabilities of many answers at once under one bare core.
+"""Log-probabilities of many answers at once under bare cores.
 
 A row is a prompt with several of its answers behind it, as a tree: what two answers begin with is read once, and each
 token sees the prompt and what comes before it in its own answer. The last token of an answer is only looked up, never
-read: all answers of one token cost nothing but their prompt. What all prompts begin with is read once for all rows.
+read: all answers of one token cost nothing but their prompt. What all prompts begin with is read once for all rows, and
+the layers in which cores are alike once for all cores.
 
 Shapes: B rows, P tokens of the shared opening, T tokens of a row behind it, D model width, N places that predict.
 """
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from siltstone.crew import Crew
 from siltstone.errors import InvalidInput
-from siltstone.model.core import Core, KeyValues, attention, read_prefix
+from siltstone.model.core import Core, KeyValues, attention, num_layers_alike, read_prefix
 from siltstone.model.rows import pad
 
 _MAX_TOKENS: Final = 1024
@@ -94,23 +95,32 @@ class _Row:
 
 
 def score_answers(core: Core, asked: Sequence[Asked], crew: Crew = ALONE) -> list[Score]:
-    """Returns the score of each answer, in order.
+    """Returns the score of each answer under one core, in order. Raises: as `score_answers_of`."""
+    return score_answers_of([core], asked, crew)[0]
 
-    Raises: InvalidInput when a prompt or an answer is empty, or both together do not fit the core's context.
+
+def score_answers_of(cores: Sequence[Core], asked: Sequence[Asked], crew: Crew = ALONE) -> list[list[Score]]:
+    """Returns the score of each answer under each of some cores of one context and vocabulary: [cores][answers].
+
+    Raises: InvalidInput when a prompt or an answer is empty, or both together do not fit a core's context.
     """
+    longest = min(core.config.max_context for core in cores)
     for one in asked:
         num_tokens = len(one.prompt_ids) + len(one.answer_ids)
-        if not one.prompt_ids or not one.answer_ids or num_tokens > core.config.max_context:
-            expected = f"a prompt and an answer of at most {core.config.max_context} tokens together"
+        if not one.prompt_ids or not one.answer_ids or num_tokens > longest:
+            expected = f"a prompt and an answer of at most {longest} tokens together"
             raise InvalidInput("asked", expected, f"{len(one.prompt_ids)} and {len(one.answer_ids)}")
     if not asked:
-        return []
+        return [[] for _ in cores]
     num_shared = _num_shared([one.prompt_ids for one in asked])
-    past = read_prefix(core, asked[0].prompt_ids[:num_shared])
-    batches = list(_batches(_pack(asked, num_shared)))
-    summed = crew.run([partial(_sum_up, core, rows, past, num_shared) for rows in batches])
-    sums = {at: total for found in summed for at, total in found}
-    return [Score(sums[at], len(one.answer_ids)) for at, one in enumerate(asked)]
+    pasts = [read_prefix(core, asked[0].prompt_ids[:num_shared]) for core in cores]
+    readers = _Readers(cores, num_layers_alike(cores), pasts, num_shared)
+    summed = crew.run([partial(_sum_up, readers, rows) for rows in _batches(_pack(asked, num_shared))])
+    found = []
+    for number in range(len(cores)):
+        sums = {at: total for part in summed for at, total in part[number]}
+        found.append([Score(sums[at], len(one.answer_ids)) for at, one in enumerate(asked)])
+    return found
 
 
 def logit_spans(num_tokens: int) -> Iterator[tuple[int, int]]:
@@ -119,20 +129,33 @@ def logit_spans(num_tokens: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + _MAX_LOGITS, num_tokens)
 
 
-def _sum_up(core: Core, rows: Sequence[_Row], past: KeyValues | None, num_past: int) -> list[tuple[int, float]]:
-    """Returns of each answer of some rows its place in the request and its log-probability."""
+@dataclass(frozen=True, slots=True)
+class _Readers:
+    """The cores that read, with what each makes of the shared opening, and in how many first layers they are alike."""
+
+    cores: Sequence[Core]
+    num_alike: int
+    pasts: Sequence[KeyValues | None]
+    num_past: int
+
+
+def _sum_up(readers: _Readers, rows: Sequence[_Row]) -> list[list[tuple[int, float]]]:
+    """Returns, under each core, of each answer of some rows its place in the request and its log-probability."""
+    places = sorted({(row, place) for row, one in enumerate(rows) for place, _ in one.wanted})
+    numbers = {place: number for number, place in enumerate(places)}
+    wanted = [(numbers[row, place], token) for row, one in enumerate(rows) for place, token in one.wanted]
+    at_N, place_N = [row for row, _ in places], [place for _, place in places]
+    found = []
     with torch.inference_mode():
-        x_BTD = _read(core, rows, past, num_past)
-        places = sorted({(row, place) for row, one in enumerate(rows) for place, _ in one.wanted})
-        numbers = {place: number for number, place in enumerate(places)}
-        x_ND = x_BTD[[row for row, _ in places], [place for _, place in places]]
-        wanted = [(numbers[row, place], token) for row, one in enumerate(rows) for place, token in one.wanted]
-        logs = _look_up(core, x_ND, wanted)
-    found, start = [], 0
-    for row in rows:
-        found += [(at, sum(logs[start + number] for number in looked_up)) for at, looked_up in row.asked]
-        start += len(row.wanted)
+        for core, x_BTD in zip(readers.cores, _read(readers, rows), strict=True):
+            logs = iter(_look_up(core, x_BTD[at_N, place_N], wanted))
+            found.append(list(_sums(rows, [[next(logs) for _ in row.wanted] for row in rows])))
     return found
+
+
+def _sums(rows: Sequence[_Row], logs: Sequence[Sequence[float]]) -> Iterator[tuple[int, float]]:
+    for row, own in zip(rows, logs, strict=True):
+        yield from ((at, sum(own[number] for number in looked_up)) for at, looked_up in row.asked)
 
 
 def _look_up(core: Core, x_ND: Tensor, wanted: Sequence[tuple[int, int]]) -> list[float]:
@@ -148,24 +171,33 @@ def _look_up(core: Core, x_ND: Tensor, wanted: Sequence[tuple[int, int]]) -> lis
     return logs
 
 
-def _read(core: Core, rows: Sequence[_Row], past: KeyValues | None, num_past: int) -> Tensor:
-    """Returns the block outputs of the rows: [B, T, D]. Nothing of a row reads the filling behind it."""
-    ids_BT = pad([row.ids for row in rows], core.device)
-    rotation = core.rotation(pad([row.positions for row in rows], core.device) + num_past)
+def _read(readers: _Readers, rows: Sequence[_Row]) -> Iterator[Tensor]:
+    """Yields the block outputs of the rows under each core: [B, T, D]. Nothing of a row reads the filling behind it."""
+    first, num_past = readers.cores[0], readers.num_past
+    ids_BT = pad([row.ids for row in rows], first.device)
+    positions_BT = pad([row.positions for row in rows], first.device) + num_past
     b, t = ids_BT.shape
-    own = torch.stack([row.sees(t) for row in rows]).to(core.device)
+    own = torch.stack([row.sees(t) for row in rows]).to(first.device)
     mask = torch.cat([own.new_ones(b, t, num_past), own], dim=-1)
 
-    def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if past is not None:
-            k = torch.cat([past.keys[index].expand(b, -1, -1, -1), k], dim=2)
-            v = torch.cat([past.values[index].expand(b, -1, -1, -1), v], dim=2)
-        return attention(q, k, v, mask)
+    def run(number: int, x: Tensor, start: int, end: int) -> Tensor:
+        core, past = readers.cores[number], readers.pasts[number]
+        rotation = core.rotation(positions_BT)
 
-    x = core.embed(ids_BT)
-    for i in range(core.config.num_layers):
-        x = core.block(i, x, rotation, attend)
-    return x
+        def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if past is not None:
+                k = torch.cat([past.keys[index].expand(b, -1, -1, -1), k], dim=2)
+                v = torch.cat([past.values[index].expand(b, -1, -1, -1), v], dim=2)
+            return attention(q, k, v, mask)
+
+        for i in range(start, end):
+            x = core.block(i, x, rotation, attend)
+        return x
+
+    alike = run(0, first.embed(ids_BT), 0, readers.num_alike)
+    for number, core in enumerate(readers.cores):
+        x = alike if readers.num_alike else core.embed(ids_BT)
+        yield run(number, x, readers.num_alike, core.config.num_layers)
 
 
 def _pack(asked: Sequence[Asked], num_shared: int) -> list[_Row]:

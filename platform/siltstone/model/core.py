@@ -7,7 +7,7 @@ G query heads to a key head, C channels of a head, V vocabulary, R rank of a del
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -164,6 +164,29 @@ class WrittenOutAttention:
         k, v = k_BHKC.reshape(b * self._kv_heads, -1, c), v_BHKC.reshape(b * self._kv_heads, -1, c)
         weights = torch.baddbmm(self._bias, q, k.transpose(1, 2), alpha=self._scale).softmax(dim=-1)
         return torch.bmm(weights, v).view(b, heads, t, c)
+
+
+def num_layers_alike(cores: Sequence[Core]) -> int:
+    """Returns how many of their first layers some cores have in common, to the bit: what those give is computed once.
+
+    Cores that sleep made of one another differ in the layers that memories bend. 0 where they are not read alike.
+    """
+    first, *others = cores
+    told = (first.config, first.dtype, first.device)
+    if any((one.config, one.dtype, one.device) != told for one in others):
+        return 0
+    if not all(torch.equal(first.embed_VD, one.embed_VD) for one in others):
+        return 0
+
+    def is_alike(index: int) -> bool:
+        own = first.layers[index]
+        return all(
+            torch.equal(getattr(own, field.name), getattr(one.layers[index], field.name))
+            for one in others
+            for field in fields(Layer)
+        )
+
+    return next((at for at in range(first.config.num_layers) if not is_alike(at)), first.config.num_layers)
 
 
 def causal_mask(past_B: Tensor, num_new: int, num_keys_past: int) -> Tensor:
