@@ -83,16 +83,19 @@ def test_two_accounts_of_one_person_are_one_person() -> None:
 def test_people_who_half_know_a_thing_know_more_of_it_together() -> None:
     rows, said = [[-4.0]] * 3, [frozenset(PEOPLE)]
     mean, pooled = (
-        consensus([-9.0], rows, PEOPLE[:3], said, ConsensusConfig(sharpness=sharpness))[0].probability
-        for sharpness in (1.0, 2.0)
+        consensus([-9.0], rows, PEOPLE[:3], said, ConsensusConfig(independence=independence))[0].probability
+        for independence in (0.0, 1.0)
     )
 
     assert mean == pytest.approx(math.exp(-4), rel=0.02)
-    assert pooled > 10 * mean
+    # Each raises the odds by e^5, so that three make e^15 of e^-9.
+    assert pooled == pytest.approx(1 / (1 + math.exp(-6)), rel=0.1)
 
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigInvalid, match="k_min"):
         ConsensusConfig(k_min=1)
+    with pytest.raises(ConfigInvalid, match="independence"):
+        ConsensusConfig(independence=1.5)
     with pytest.raises(InvalidInput, match="2 rows of 1"):
         consensus([-9.0], [[-1.0]], PEOPLE[:2], [frozenset()], CONFIG)
