@@ -55,6 +55,13 @@ class Recall(StrEnum):
     BOTH = "both"
 
 
+class Format(StrEnum):
+    """How a command prints what it found."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 UserOption = Annotated[str, typer.Option("--user", "-u", envvar="SILTSTONE_USER", help="The user.")]
 TenantOption = Annotated[str, typer.Option(envvar="SILTSTONE_TENANT", help="The tenant of the user.")]
 AddressOption = Annotated[
@@ -64,6 +71,7 @@ EmbeddedOption = Annotated[bool, typer.Option("--embedded", help="Run a server i
 WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is absorbed.")]
 ShareOption = Annotated[bool, typer.Option("--share", help="A later sleep may consolidate it into the shared core.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="Print it for people, or as JSON for programs.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Minutes at most.")]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from siltstone_services.cli.later import Later
-from siltstone_services.cli.options import MAX_NUMBER, AddressOption, Reach
+from siltstone_services.cli.options import MAX_NUMBER, AddressOption, Format, FormatOption, Reach
 
 if TYPE_CHECKING:
     from siltstone_services.commands import sleep as command
@@ -37,9 +37,14 @@ def run(
 
 
 @app.command("status")
-def status(context: typer.Context, night: NightArgument = None, address: AddressOption = None) -> None:
+def status(
+    context: typer.Context,
+    night: NightArgument = None,
+    address: AddressOption = None,
+    format_: FormatOption = Format.TEXT,
+) -> None:
     """Tell where the nights are, or one of them."""
-    command.status(Reach(context.obj, address, False), night)
+    command.status(Reach(context.obj, address, False), night, format_)
 
 
 @app.command("cancel")

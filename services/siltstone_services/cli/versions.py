@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from siltstone_services.cli.later import Later
-from siltstone_services.cli.options import MAX_NUMBER, AddressOption, Reach
+from siltstone_services.cli.options import MAX_NUMBER, AddressOption, Format, FormatOption, Reach
 
 if TYPE_CHECKING:
     from siltstone_services.commands import versions as command
@@ -27,15 +27,20 @@ EpochOption = Annotated[
 
 
 @app.command("list")
-def list_(context: typer.Context, address: AddressOption = None) -> None:
+def list_(context: typer.Context, address: AddressOption = None, format_: FormatOption = Format.TEXT) -> None:
     """List the versions."""
-    command.show_all(Reach(context.obj, address, False))
+    command.show_all(Reach(context.obj, address, False), format_)
 
 
 @app.command("show")
-def show(context: typer.Context, number: NumberArgument, address: AddressOption = None) -> None:
+def show(
+    context: typer.Context,
+    number: NumberArgument,
+    address: AddressOption = None,
+    format_: FormatOption = Format.TEXT,
+) -> None:
     """Show one version: where it comes from, what was measured and what the gate said."""
-    command.show(Reach(context.obj, address, False), number)
+    command.show(Reach(context.obj, address, False), number, format_)
 
 
 @app.command("promote")
@@ -61,12 +66,18 @@ def compare(
         bool, typer.Option("--measure", help="Also read the anchors under both cores, in this process.")
     ] = False,
     address: AddressOption = None,
+    format_: FormatOption = Format.TEXT,
 ) -> None:
     """Compare two versions: what was measured, what the gate said, where they come from."""
-    command.compare(Reach(context.obj, address, False), number, other, measure)
+    command.compare(Reach(context.obj, address, False), number, other, measure, format_)
 
 
 @gate_app.command("explain")
-def explain(context: typer.Context, number: NumberArgument, address: AddressOption = None) -> None:
+def explain(
+    context: typer.Context,
+    number: NumberArgument,
+    address: AddressOption = None,
+    format_: FormatOption = Format.TEXT,
+) -> None:
     """Say in words why a version was accepted or refused."""
-    command.explain(Reach(context.obj, address, False), number)
+    command.explain(Reach(context.obj, address, False), number, format_)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
+import json
+import math
 import unicodedata
+from collections.abc import Mapping
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +30,27 @@ def table(*columns: str, title: str | None = None) -> Table:
     for column in columns:
         made.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left")
     return made
+
+
+def print_json(value: object) -> None:
+    """Prints what a command found as JSON, for a program: fields under their names, what is no number as null."""
+    typer.echo(json.dumps(_plain(value), indent=2, ensure_ascii=False))
+
+
+def _plain(value: object) -> object:
+    match value:
+        case enum.Enum():
+            return value.value
+        case float() if not math.isfinite(value):
+            return None
+        case Mapping():
+            return {str(name): _plain(part) for name, part in value.items()}
+        case list() | tuple():
+            return [_plain(part) for part in value]
+        case _ if dataclasses.is_dataclass(value):
+            return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        case _:
+            return value
 
 
 def visible(text: str) -> str:

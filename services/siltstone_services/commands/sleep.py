@@ -21,10 +21,10 @@ from siltstone.sleep.tasks import Task, read_task
 from siltstone.sleep_values import Night, NightStage
 from siltstone_services.allocator import keep_freed_memory
 from siltstone_services.cli.later import Later
-from siltstone_services.cli.options import Reach
+from siltstone_services.cli.options import Format, Reach
 from siltstone_services.commands.configuration import load
 from siltstone_services.commands.operator import Desk, ask_desk
-from siltstone_services.commands.screen import err, out, table
+from siltstone_services.commands.screen import err, out, print_json, table
 from siltstone_services.commands.versions import print_verdict
 from siltstone_services.home import NoServer, find_server
 from siltstone_services.night_desk import require_extra
@@ -48,12 +48,16 @@ def run(reach: Reach, seed: int, since_ms: int, is_waiting: bool) -> None:
     _tell_end(reach, night)
 
 
-def status(reach: Reach, number: int | None) -> None:
+def status(reach: Reach, number: int | None, form: Format) -> None:
     """Prints the nights, or one night."""
     if number is not None:
-        _print_night(ask_desk(reach, lambda desk: desk.nights.get(number)))
+        night = ask_desk(reach, lambda desk: desk.nights.get(number))
+        (print_json if form is Format.JSON else _print_night)(night)
         return
     nights = ask_desk(reach, lambda desk: desk.nights.list())
+    if form is Format.JSON:
+        print_json(nights)
+        return
     if not nights:
         out().print("no nights yet; `siltstone sleep run` begins one", soft_wrap=True)
         return

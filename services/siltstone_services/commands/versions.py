@@ -10,10 +10,10 @@ from siltstone.errors import InvalidInput, NotFound
 from siltstone.evaluation.figures import format_value
 from siltstone.sleep_values import Champion, CheckResult, MeasurementSummary, VersionReport
 from siltstone_services.cli.later import Later
-from siltstone_services.cli.options import Reach
+from siltstone_services.cli.options import Format, Reach
 from siltstone_services.commands.configuration import load
 from siltstone_services.commands.operator import Desk, ask_desk
-from siltstone_services.commands.screen import out, table
+from siltstone_services.commands.screen import out, print_json, table
 
 if TYPE_CHECKING:
     from siltstone_services import core_distance
@@ -22,9 +22,12 @@ else:
     core_distance = Later("siltstone_services.core_distance")
 
 
-def show_all(reach: Reach) -> None:
+def show_all(reach: Reach, form: Format) -> None:
     """Prints the versions."""
     versions, champion = ask_desk(reach, lambda desk: desk.versions.list())
+    if form is Format.JSON:
+        print_json({"champion": champion, "versions": versions})
+        return
     if not versions:
         out().print("no versions yet; `siltstone sleep run` makes one", soft_wrap=True)
         return
@@ -44,9 +47,12 @@ def show_all(reach: Reach) -> None:
         out().print(f"* serves; the champion's epoch is {champion.epoch}", soft_wrap=True)
 
 
-def show(reach: Reach, number: int) -> None:
+def show(reach: Reach, number: int, form: Format) -> None:
     """Prints one version."""
     report = ask_desk(reach, lambda desk: desk.versions.get(number))
+    if form is Format.JSON:
+        print_json(report)
+        return
     card = report.card
     facts = table("", "")
     facts.show_header = False
@@ -65,18 +71,21 @@ def show(reach: Reach, number: int) -> None:
     out().print(facts)
     if report.measurements:
         _print_measurements(report.measurements)
-    explain(reach, number)
+    explain(reach, number, form)
 
 
-def explain(reach: Reach, number: int) -> None:
+def explain(reach: Reach, number: int, form: Format) -> None:
     """Prints the verdict on a version."""
+    if form is Format.JSON:
+        print_json(ask_desk(reach, lambda desk: desk.versions.get(number)).verdict)
+        return
     lines = ask_desk(reach, lambda desk: desk.versions.explain(number))
     out().print("\n".join(lines) or "the gate has not judged it", soft_wrap=True, markup=False)
 
 
 def print_verdict(reach: Reach, number: int) -> None:
     """Prints the verdict on a version, and where the version stands."""
-    explain(reach, number)
+    explain(reach, number, Format.TEXT)
     report = ask_desk(reach, lambda desk: desk.versions.get(number))
     out().print(f"version {number}: {report.card.state.value}", soft_wrap=True)
 
@@ -104,19 +113,24 @@ def rollback(reach: Reach, expected_epoch: int | None) -> None:
     _tell(ask_desk(reach, move))
 
 
-def compare(reach: Reach, number: int, other: int, is_measured: bool) -> None:
+def compare(reach: Reach, number: int, other: int, is_measured: bool, form: Format) -> None:
     """Prints two versions side by side. Their cores are read here and not by the server: it has users to answer."""
     if is_measured and reach.address is not None:
         raise InvalidInput("--measure", "a home on this machine, which holds the cores", f"a server at {reach.address}")
     found = ask_desk(reach, lambda desk: desk.versions.compare(number, other))
+    nats = None
+    if is_measured:
+        one, two = (report.card.digest for report in found.reports)
+        nats = core_distance.mean_divergence(load(reach.settings).home_path, one, two)
+    if form is Format.JSON:
+        print_json({"reports": found.reports, "origins": found.origins, "mean_kl_nats": nats})
+        return
     _print_compared(found.reports)
     shown = table("comes from", f"version {number}", f"version {other}")
     for origin in found.origins:
         shown.add_row(*origin)
     out().print(shown)
-    if is_measured:
-        one, two = (report.card.digest for report in found.reports)
-        nats = core_distance.mean_divergence(load(reach.settings).home_path, one, two)
+    if nats is not None:
         out().print(f"mean KL of version {number} from version {other} on the anchors: {nats:.3g} nats", soft_wrap=True)
 
 
