@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from siltstone.errors import Unavailable
@@ -61,3 +62,12 @@ class Beat:
             num_rebased=self.num_rebased,
             num_pinned=self.num_pinned,
         )
+
+
+def leading_core(beats: Iterable[Beat]) -> str:
+    """Returns the core by which all nodes answer those who come; empty while they differ, or there is none.
+
+    A promoted version leads in each of them once it has looked and loaded it: some seconds, in which they do.
+    """
+    cores = {beat.core for beat in beats}
+    return cores.pop() if len(cores) == 1 else ""

@@ -33,6 +33,7 @@ from siltstone.values import (
     UserKey,
 )
 from siltstone_services.answers import Pinned, exchange_of
+from siltstone_services.beat import leading_core
 from siltstone_services.cluster.backends import Backends
 from siltstone_services.cluster.batches import Batches
 from siltstone_services.cluster.conductor import Conductor
@@ -236,7 +237,7 @@ class ClusterHost:
         beats = await self._conductor.fresh_beats()
         lag = self._conductor.lag_of(tuple(range(self._num_partitions)))
         return ShardStatus(
-            core=beats[0].core if beats else "",
+            core=leading_core(beats),
             num_users_stored=num_users,
             num_users_resident=sum(beat.num_resident for beat in beats),
             resident_bytes=sum(beat.resident_bytes for beat in beats),
