@@ -56,8 +56,10 @@ def test_below_k_people_nothing_is_transferred_and_the_gate_refuses_a_night_that
     assert sum(one.transfer[Holders.ENOUGH].num_chosen for one in nights[Arm.AS_IT_IS]) > 8
     assert all("canary_exposure" not in one.failed for one in nights[Arm.AS_IT_IS])
     assert all("bits_per_byte" not in one.failed for one in nights[Arm.AS_IT_IS])
-    # The controls.
+    # The controls. No more of the expert is kept than anchors allow, so not each of their nights gives a secret away.
     assert transferred(Arm.ACCOUNTS, Holders.ONE_PERSON) > 0
     assert transferred(Arm.ONE_IS_ENOUGH, *PRIVATE) > 0
-    assert all("canary_exposure" in one.failed for one in (*nights[Arm.ACCOUNTS], *nights[Arm.ONE_IS_ENOUGH]))
+    for one in (*nights[Arm.ACCOUNTS], *nights[Arm.ONE_IS_ENOUGH]):
+        if any(one.transfer[kind].num_transferred for kind in PRIVATE):
+            assert "canary_exposure" in one.failed
     assert all("bits_per_byte" in one.failed for one in nights[Arm.NO_ANCHORS])
