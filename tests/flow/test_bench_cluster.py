@@ -14,7 +14,7 @@ from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.memory.user_memory import MemoryConfig
 from siltstone.model.config import CoreConfig
 from siltstone.values import Interaction, Receipt, Snapshot, UserKey
-from siltstone_services.benchmark import absorption, gateway_load
+from siltstone_services.benchmark import gateway_load
 from siltstone_services.benchmark.absorption import run_absorb_share, run_overload
 from siltstone_services.benchmark.gateway_load import Round, run_gateway
 from siltstone_services.benchmark.ingest import run_ingest
@@ -107,7 +107,7 @@ def test_absorbing_is_compared_with_the_bare_engine(tmp_path: Path) -> None:
 
 
 def test_what_is_too_much_is_refused_and_the_rest_absorbed(tmp_path: Path) -> None:
-    outcome = run_overload(1.0, "", "", tmp_path, silent)
+    outcome = run_overload(0.5, "", "", tmp_path, silent)
 
     assert "overload, the embedded file, offered / absorbed" in names(outcome)
     assert outcome.readings[0].value <= 1
@@ -115,9 +115,8 @@ def test_what_is_too_much_is_refused_and_the_rest_absorbed(tmp_path: Path) -> No
 
 def test_a_host_that_takes_everything_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EmbeddedHost, "_check_lag", lambda self, num_more: None)
-    monkeypatch.setattr(absorption, "OVERLOAD", 0.5)
 
-    outcome = run_overload(0.3, "", "", tmp_path, silent)
+    outcome = run_overload(0.1, "", "", tmp_path, silent)
 
     assert outcome.refusal == "nothing was refused: there was no overload"
 

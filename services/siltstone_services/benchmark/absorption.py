@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from siltstone.adapters.core_store import CoreStore
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
 from siltstone.errors import Corrupt, Overloaded
-from siltstone.journal.admit import Refusal, admit
+from siltstone.journal.admit import AdmissionLimits, Refusal, admit
 from siltstone.journal.partition import partition_of
 from siltstone.memory.absorber import Absorbers
 from siltstone.memory.shard import Shard, ShardConfig
@@ -43,13 +43,14 @@ OVERLOAD: Final = 10
 _PARTITIONS: Final = 16
 _LOOK_S: Final = 0.002
 _TICK_S: Final = 0.02
+_WATCH_S: Final = 0.1
 _CALL: Final = 16
 """Interactions of one call of a producer."""
-_MAX_LAG: Final = 512
+_MAX_LAG: Final = 256
 _USERS: Final = 64
 
 
-def settings_of(brokers: str, redis: str, folder: Path) -> dict[str, Any]:
+def _settings_of(brokers: str, redis: str, folder: Path) -> dict[str, Any]:
     """Returns the settings of a sealed journal and store: the servers' where both are given, else those of a file."""
     key, name = folder / "master.key", uuid.uuid4().hex
     key.write_text(base64.b64encode(os.urandom(32)).decode(), encoding="ascii")
@@ -70,13 +71,13 @@ def settings_of(brokers: str, redis: str, folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _place(brokers: str, redis: str, folder: Path, more: Mapping[str, Any]) -> Iterator[SiltstoneConfig]:
+def _place(brokers: str, redis: str, folder: Path) -> Iterator[SiltstoneConfig]:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="bench-") as name:
-        yield planted_config(Path(name), {**settings_of(brokers, redis, Path(name)), **more})
+        yield planted_config(Path(name), _settings_of(brokers, redis, Path(name)))
 
 
-def name_of(brokers: str, redis: str) -> str:
+def _name_of(brokers: str, redis: str) -> str:
     """Returns what is measured, in words."""
     return "Kafka and Redis" if brokers and redis else "the embedded file"
 
@@ -85,7 +86,7 @@ def name_of(brokers: str, redis: str) -> str:
 
 
 @dataclass(slots=True)
-class _Class:
+class _Room:
     """Users of a shard who all say something each time."""
 
     world: World
@@ -117,16 +118,13 @@ class _Class:
 
 
 def _admit(record: JournalRecord) -> Interaction | Parked:
-    decided = admit(record.payload, planted_limits)
+    decided = admit(record.payload, AdmissionLimits())
     if isinstance(decided, Refusal):
         raise Corrupt("a benchmark's interaction", "one that is admitted", decided.detail)
     return decided
 
 
-planted_limits: Final = SiltstoneConfig().admission
-
-
-def _class(world: World, journal: Journal, store: SnapshotStore, num_users: int) -> _Class:
+def _room(world: World, journal: Journal, store: SnapshotStore, num_users: int) -> _Room:
     shard = Shard(
         journal,
         store,
@@ -138,7 +136,7 @@ def _class(world: World, journal: Journal, store: SnapshotStore, num_users: int)
         ShardConfig(max_round_interactions=num_users),
     )
     shard.take([store.acquire(partition, "bench") for partition in range(_PARTITIONS)])
-    return _Class(world, journal, shard, [UserKey("bench", f"user-{number}") for number in range(num_users)])
+    return _Room(world, journal, shard, [UserKey("bench", f"user-{number}") for number in range(num_users)])
 
 
 def run_absorb_share(
@@ -148,16 +146,16 @@ def run_absorb_share(
 
     The latter reads and opens the records, admits them, absorbs, seals the memories and commits them, by the clock.
     """
-    case = f"absorb through {name_of(brokers, redis)}, {world.name}, {num_users} users x {LEARNED_TOKENS} tokens"
+    case = f"absorb through {_name_of(brokers, redis)}, {world.name}, {num_users} users x {LEARNED_TOKENS} tokens"
     if complaint := check_update(world):
         return Outcome(case, refusal=complaint)
     say(case)
     absorber, work = world.absorber(), course(world, num_users)
     with (
-        _place(brokers, redis, folder, {}) as config,
+        _place(brokers, redis, folder) as config,
         open_journal_and_store(config) as (journal, store),
     ):
-        users = _class(world, journal, store, num_users)
+        users = _room(world, journal, store, num_users)
         turns = {
             "bare": Turn(partial(absorb, absorber, work), warm=False),
             "through": Turn(users.absorb, users.hear, warm=False),
@@ -212,9 +210,9 @@ class _Flood:
                 self.complaint = "a refusal does not say when to try again"
 
     async def pour(self, per_s: float, for_s: float) -> None:
-        """Offers so many a second, whatever becomes of them."""
+        """Offers so many a second, whatever becomes of them: for so long, and until it is more than may wait."""
         calls, start_s, poured = set[asyncio.Task[None]](), time.perf_counter(), 0
-        while (passed_s := time.perf_counter() - start_s) < for_s:
+        while (passed_s := time.perf_counter() - start_s) < for_s or poured < 3 * _MAX_LAG:
             while poured + _CALL <= per_s * passed_s:
                 poured += _CALL
                 calls.add(task := asyncio.create_task(self.call(self.said(_CALL))))
@@ -226,7 +224,7 @@ class _Flood:
 async def _watch(host: EmbeddedHost, lags: list[int]) -> None:
     while True:
         lags.append((await host.status()).lag_interactions)
-        await asyncio.sleep(_TICK_S)
+        await asyncio.sleep(_WATCH_S)
 
 
 async def _flood(host: EmbeddedHost, for_s: float) -> tuple[_Flood, dict[str, float]]:
@@ -267,10 +265,11 @@ async def _flood(host: EmbeddedHost, for_s: float) -> tuple[_Flood, dict[str, fl
 def run_overload(for_s: float, brokers: str, redis: str, folder: Path, say: Say) -> Outcome:
     """Offers a shard ten times what it absorbs, from producers who do not wait, and watches what waits.
 
-    A small core, so that much is said. What was taken in must be absorbed, once, and what was refused must say when to
-    come again.
+    A small core, so that much is said; producers and shard share one process, so that what is absorbed meanwhile is less
+    than a shard by itself absorbs. What was taken in must be absorbed, once, and what was refused must say when to come
+    again.
     """
-    case = f"overload, {name_of(brokers, redis)}"
+    case = f"overload, {_name_of(brokers, redis)}"
     say(case)
 
     async def run(config: SiltstoneConfig, journal: Journal, store: SnapshotStore) -> tuple[_Flood, dict[str, float]]:
@@ -278,7 +277,7 @@ def run_overload(for_s: float, brokers: str, redis: str, folder: Path, say: Say)
         async with EmbeddedHost(core, journal, store, Bm25Recall(), SystemClock(), config) as host:
             return await _flood(host, for_s)
 
-    with _place(brokers, redis, folder, {}) as config:
+    with _place(brokers, redis, folder) as config:
         add_core(config.home_path, train(0, 1))
         with open_journal_and_store(config) as (journal, store):
             flood, found = asyncio.run(run(config, journal, store))
