@@ -205,6 +205,16 @@ class KeyVault(Protocol):
         """
         ...
 
+    def rewrap(self) -> Iterator[tuple[int, int]]:
+        """Wraps every key that the previous master key has wrapped by the current one; the keys stay as they are.
+
+        Yields, of every part that is done, how many keys were looked at and how many of them wrapped anew.
+        Promises: what was yielded is durable; killed anywhere, it can be begun again. Others may use, make and destroy
+        keys meanwhile, if they know the current master key. When it ends, the previous one is not needed any more.
+        Raises: ConfigInvalid at a key that neither has wrapped. Corrupt. Unavailable.
+        """
+        ...
+
 
 class Sealer(Protocol):
     """Encrypts what is kept of a user under a key of that user's own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -70,6 +71,79 @@ def test_another_master_key_opens_nothing_and_is_told_as_such(vault_backend, mas
     other = open_master_key(SealingConfig(master_key_variable="OTHER_KEY"))
     with vault_backend.open(other) as vault, pytest.raises(ConfigInvalid, match="another master key"):
         vault.current([ADA])
+
+
+NEW_KEY = base64.b64encode(bytes(range(32, 64))).decode()
+
+
+@pytest.fixture
+def both(monkeypatch, master):
+    """The new master key with the old one as the previous one, and the new one alone."""
+    monkeypatch.setenv("NEW_KEY", NEW_KEY)
+    new = open_master_key(SealingConfig(master_key_variable="NEW_KEY"))
+    return replace(new, previous=master), new
+
+
+def test_after_a_rotation_every_key_is_the_same_and_the_old_master_key_opens_none(vault_backend, master, both):
+    owners = [UserKey("office", f"user:{number}") for number in range(600)]
+    changing, new = both
+    with vault_backend.open(master) as vault:
+        keys = vault.current(owners)
+        (gone,) = vault.current([ADA])
+        vault.destroy(ADA)
+    with vault_backend.open(changing) as vault:
+        assert vault.current(owners) == keys
+        (late,) = vault.current([BOB])
+        assert sum(anew for _, anew in vault.rewrap()) == 600
+        assert sum(anew for _, anew in vault.rewrap()) == 0
+    with vault_backend.open(new) as vault:
+        assert vault.current([*owners, BOB]) == [*keys, late]
+        assert vault.find(ADA, gone.name) is None
+    with vault_backend.open(master) as vault, pytest.raises(ConfigInvalid, match="another master key"):
+        vault.current(owners[:1])
+
+
+def test_a_rotation_that_is_killed_half_way_goes_on_where_it_was(vault_backend, master, both):
+    owners = [UserKey("office", f"user{number}") for number in range(600)]
+    changing, new = both
+    with vault_backend.open(master) as vault:
+        keys = vault.current(owners)
+    with vault_backend.open(changing) as vault:
+        _, first = next(vault.rewrap())
+    assert 0 < first < 600
+    with vault_backend.open(changing) as vault:
+        assert vault.current(owners) == keys
+        assert first + sum(anew for _, anew in vault.rewrap()) == 600
+    with vault_backend.open(new) as vault:
+        assert vault.current(owners) == keys
+
+
+def test_a_key_destroyed_while_it_is_wrapped_anew_stays_destroyed(vault_backend, master, both):
+    changing, new = both
+    with vault_backend.open(master) as vault:
+        (key,) = vault.current([ADA])
+        wrap = changing.wrap
+
+        def wrap_late(plain):
+            vault.destroy(ADA)
+            return wrap(plain)
+
+        with vault_backend.open(replace(changing, wrap=wrap_late)) as other:
+            list(other.rewrap())
+    with vault_backend.open(new) as vault:
+        assert vault.find(ADA, key.name) is None
+
+
+def test_a_key_that_neither_master_key_has_wrapped_ends_a_rotation(vault_backend, master, both, monkeypatch):
+    monkeypatch.setenv("OTHER_KEY", base64.b64encode(bytes(32)).decode())
+    other = open_master_key(SealingConfig(master_key_variable="OTHER_KEY"))
+    changing, new = both
+    with vault_backend.open(other) as vault:
+        vault.current([ADA])
+    with vault_backend.open(changing) as vault, pytest.raises(ConfigInvalid, match="neither"):
+        list(vault.rewrap())
+    with vault_backend.open(new) as vault, pytest.raises(ConfigInvalid, match="another master key"):
+        list(vault.rewrap())
 
 
 def test_what_was_sealed_is_opened_by_its_owner_in_its_context_only(vault):

@@ -11,12 +11,23 @@ import servers
 
 from siltstone.adapters.redis_snapshots import RedisSnapshotStore
 from siltstone.adapters.sqlite_journal import SqliteJournal
+from siltstone.memory.user_memory import MemoryConfig
+from siltstone.model.config import CoreConfig
 from siltstone.values import Interaction, Receipt, Snapshot, UserKey
 from siltstone_services.benchmark import gateway_load
+from siltstone_services.benchmark.absorption import run_absorb_share, run_overload
 from siltstone_services.benchmark.gateway_load import Round, run_gateway
 from siltstone_services.benchmark.ingest import run_ingest
 from siltstone_services.benchmark.readings import Outcome
 from siltstone_services.benchmark.stored_redis import run_stored_redis
+from siltstone_services.benchmark.world import Shape, World
+from siltstone_services.shard import EmbeddedHost
+
+TINY = Shape(
+    "tiny",
+    CoreConfig(97, 32, 3, 4, 2, 8, 48, 10_000.0, 1e-5, 256, tied_head=True),
+    MemoryConfig(num_layers=2, rank=4, guarded_directions=8),
+)
 
 
 def silent(text: str) -> None:
@@ -89,6 +100,35 @@ def test_a_user_who_does_not_come_back_as_stored_ends_it(tmp_path: Path, monkeyp
         run_stored_redis(f"redis://127.0.0.1:{server.port}", (70,), 1, silent)
 
 
+def test_absorbing_is_compared_with_the_bare_engine(tmp_path: Path) -> None:
+    found = names(run_absorb_share(World(TINY), 3, 2, "", "", tmp_path, silent))
+
+    assert "absorb through the embedded file, tiny, 3 users x 32 tokens, of the bare engine's" in found
+
+
+def test_what_is_too_much_is_refused_and_the_rest_absorbed(tmp_path: Path) -> None:
+    outcome = run_overload(0.5, "", "", tmp_path, silent)
+
+    assert "overload, the embedded file, offered / absorbed" in names(outcome)
+    assert outcome.readings[0].value <= 1
+
+
+def test_a_host_that_takes_everything_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EmbeddedHost, "_check_lag", lambda self, num_more: None)
+
+    outcome = run_overload(0.1, "", "", tmp_path, silent)
+
+    assert outcome.refusal == "nothing was refused: there was no overload"
+
+
+@pytest.mark.slow
+def test_absorbing_and_overload_run_on_real_servers(tmp_path: Path) -> None:
+    with servers.noida(tmp_path / "noida") as broker, servers.valkey(tmp_path / "valkey") as store:
+        where = f"127.0.0.1:{broker.port}", f"redis://127.0.0.1:{store.port}"
+        assert names(run_absorb_share(World(TINY), 3, 2, *where, tmp_path, silent))
+        assert names(run_overload(1.0, *where, tmp_path, silent))
+
+
 @pytest.mark.slow
 def test_interactions_are_taken_into_a_real_broker(tmp_path: Path) -> None:
     with servers.noida(tmp_path / "noida") as server:
@@ -96,3 +136,6 @@ def test_interactions_are_taken_into_a_real_broker(tmp_path: Path) -> None:
 
     assert names(embedded)
     assert "ingest, Kafka journal, of one core" in names(clustered)
+    assert "ingest, Kafka journal, the client library alone / all of it, processor time" in {
+        name.replace(" (checksums in Python)", "") for name in names(clustered)
+    }

@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny_home import ADA, BEN, add_tiny_core, said, scores, teach, tiny_config
+from tiny_home import ADA, BEN, add_tiny_core, said, scores, teach, tiny_config, write_config
+from typer.testing import CliRunner
 
 from siltstone.errors import ConfigInvalid
+from siltstone_services.cli import app
 from siltstone_services.wiring import embedded_host
 
 LINE = "My dog is called Ferro and he is nine years old."
@@ -38,3 +40,28 @@ async def test_a_sealed_home_learns_forgets_and_opens_with_its_key_only(tmp_path
     async with embedded_host(sealed) as host:
         with pytest.raises(ConfigInvalid, match="another master key"):
             await scores(host, ADA)
+
+
+async def test_a_home_goes_on_under_a_new_master_key_and_without_the_old_one(tmp_path: Path) -> None:
+    add_tiny_core(tmp_path)
+    old, new = (tmp_path / name for name in ("old.key", "new.key"))
+    for key in (old, new):
+        key.write_text(base64.b64encode(os.urandom(32)).decode())
+    async with embedded_host(tiny_config(tmp_path, {"sealing.master_key_file": str(old)})) as host:
+        await teach(host, said(ADA, "a0", LINE), said(BEN, "b0", LINE))
+        learned = await scores(host, ADA)
+    rotate = ["--home", str(tmp_path), "keys", "rotate"]
+    assert CliRunner().invoke(app, rotate).exit_code == 2
+    write_config(tmp_path, {"sealing.master_key_file": str(new)})
+    refused = CliRunner().invoke(app, rotate)
+    assert (refused.exit_code, "another master key" in refused.stderr) == (2, True)
+    changing = {"sealing.master_key_file": str(new), "sealing.previous_key_file": str(old)}
+    write_config(tmp_path, changing)
+    async with embedded_host(tiny_config(tmp_path, changing)) as host:
+        rotated = CliRunner().invoke(app, rotate)
+        assert (rotated.exit_code, rotated.stdout[:31]) == (0, "2 looked at, 2 wrapped anew; th")
+        assert await scores(host, ADA) == learned
+    old.unlink()
+    async with embedded_host(tiny_config(tmp_path, {"sealing.master_key_file": str(new)})) as host:
+        assert await scores(host, ADA) == learned
+        assert [record.interaction_id for record in (await host.export(BEN)).journal] == ["b0"]

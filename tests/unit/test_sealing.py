@@ -7,6 +7,7 @@ import os
 import sqlite3
 import stat
 import sys
+from dataclasses import replace
 from contextlib import ExitStack
 
 import pytest
@@ -185,6 +186,33 @@ def test_a_program_can_keep_the_master_key(tmp_path):
         open_master_key(SealingConfig(master_command=("/no/such/program",))).wrap_key(ADA, key)
 
 
+def test_a_program_takes_over_from_a_file_and_the_reverse(tmp_path, master):
+    (tmp_path / "keeper.py").write_text(KEEPER)
+    program = open_master_key(SealingConfig(master_command=(sys.executable, str(tmp_path / "keeper.py"))))
+    key = make_key()
+    for old, new in ((master, program), (program, master)):
+        wrapped = old.wrap_key(ADA, key)
+        changing = replace(new, previous=old)
+        anew = changing.rewrap_key(ADA, key.name, wrapped)
+        assert changing.unwrap_key(ADA, key.name, wrapped) == key
+        assert new.unwrap_key(ADA, key.name, anew) == key
+        assert changing.rewrap_key(ADA, key.name, anew) is None
+    away = open_master_key(SealingConfig(master_command=("/no/such/program",)))
+    with pytest.raises(Unavailable):
+        replace(away, previous=master).unwrap_key(ADA, key.name, program.wrap_key(ADA, key))
+
+
+def test_the_previous_master_key_is_another_one(tmp_path, monkeypatch):
+    for name, byte in (("OLD", 1), ("NEW", 2)):
+        monkeypatch.setenv(name, base64.b64encode(bytes([byte]) * 32).decode())
+    assert open_master_key(SealingConfig(master_key_variable="NEW")).previous is None
+    assert open_master_key(SealingConfig(master_key_variable="NEW", previous_key_variable="OLD")).previous
+    with pytest.raises(ConfigInvalid, match="found the same"):
+        open_master_key(SealingConfig(master_key_variable="NEW", previous_key_variable="NEW"))
+    with pytest.raises(ConfigInvalid, match="NOT_THERE"):
+        open_master_key(SealingConfig(master_key_variable="NEW", previous_key_variable="NOT_THERE"))
+
+
 @pytest.mark.parametrize("text", ["", "hush", base64.b64encode(bytes(16)).decode(), "hush" * 11 + "\n"])
 def test_what_is_no_master_key_is_refused_and_not_shown(tmp_path, text):
     (tmp_path / "master.key").write_text(text)
@@ -200,6 +228,8 @@ def test_a_sealing_configuration_names_one_master_key_or_none():
     assert "master_key_file" in describe_schema(SealingConfig)["properties"]
     for wrong in (
         {"master_key_file": "a", "master_key_variable": "b"},
+        {"master_key_file": "a", "previous_key_file": "b", "previous_key_variable": "c"},
+        {"previous_key_file": "b"},
         {"max_cached_keys": 0},
         {"cached_for_s": -1.0},
         {"command_timeout_s": 0.0},

@@ -14,17 +14,16 @@ def fingerprint(*fields: object) -> bytes:
     """
     digest = hashlib.sha256()
     for field in fields:
-        match field:
-            case str():
-                data = b"s", field.encode(errors="surrogatepass")
-            case bytes():
-                data = b"b", field
-            case int():
-                data = b"i", str(field).encode()
-            case _:
-                raise Corrupt("a stored field", "text, bytes or a whole number", type(field).__name__)
-        digest.update(b"%s%d:" % (data[0], len(data[1])))
-        digest.update(data[1])
+        if isinstance(field, str):
+            kind, data = b"s%d:", field.encode(errors="surrogatepass")
+        elif isinstance(field, bytes):
+            kind, data = b"b%d:", field
+        elif isinstance(field, int):
+            kind, data = b"i%d:", str(field).encode()
+        else:
+            raise Corrupt("a stored field", "text, bytes or a whole number", type(field).__name__)
+        digest.update(kind % len(data))
+        digest.update(data)
     return digest.digest()
 
 

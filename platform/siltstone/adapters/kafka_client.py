@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Final
 
 import kafka
@@ -36,6 +37,11 @@ def translated() -> Iterator[None]:
         raise ConfigInvalid("kafka", _said(error)) from error
     except (kafka.errors.KafkaError, OSError) as error:
         raise Unavailable("the journal", _said(error)) from error
+
+
+def has_fast_checksums() -> bool:
+    """Says whether the client has a library for records' checksums (CRC-32C): in Python they take most of its time."""
+    return find_spec("crc32c") is not None
 
 
 def make_producer(config: KafkaConfig) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -13,7 +14,7 @@ from typing import Any, Final
 import kafka
 import kafka.errors
 
-from siltstone.adapters.kafka_client import ask_offsets, make_consumer, make_producer, translated
+from siltstone.adapters.kafka_client import ask_offsets, has_fast_checksums, make_consumer, make_producer, translated
 from siltstone.adapters.kafka_config import KafkaConfig
 from siltstone.adapters.kafka_reader import Fetched, KafkaReader
 from siltstone.adapters.kafka_records import (
@@ -33,6 +34,7 @@ from siltstone.journal.partition import partition_of
 from siltstone.ports import Sealer
 from siltstone.values import NOBODY, Interaction, JournalRecord, Parked, Receipt, UserKey
 
+_LOG = logging.getLogger(__name__)
 _SCAN_RECORDS: Final = 1_000
 _OVERHEAD_BYTES: Final = 512
 """What a record's frame and the names of its headers may take beside what is in it."""
@@ -68,6 +70,8 @@ class KafkaJournal:
         self.config = config
         self._sealer, self._trace = sealer, trace
         ensure_topic(config)
+        if not has_fast_checksums():
+            _LOG.warning("checksums in Python", extra={"missing": "crc32c"})
         self._lock = threading.Lock()
         self._producer: Any = None
         self._ends: dict[int, int] = {}
@@ -126,13 +130,15 @@ class KafkaJournal:
 
     def _send(self, interactions: Sequence[Interaction], values: Sequence[bytes]) -> list[_Sent]:
         owners = {interaction.owner for interaction in interactions}
-        self._learn_recent({partition_of(owner, self.config.num_partitions) for owner in owners})
+        # Once for each user, not for each record: hashing a key takes as long as checking an interaction.
+        homes = {owner: (partition_of(owner, self.config.num_partitions), key_of(owner)) for owner in owners}
+        self._learn_recent({partition for partition, _ in homes.values()})
         if self._producer is None:
             self._producer = make_producer(self.config)
         trace, sent = self._trace(), list[_Sent]()
         for interaction, value in zip(interactions, values, strict=True):
             name = (interaction.owner, interaction.id)
-            partition = partition_of(interaction.owner, self.config.num_partitions)
+            partition, key = homes[interaction.owner]
             position = self._recent[partition].get(name)
             if position is not None:
                 sent.append(_Sent(name, partition, position, is_duplicate=True))
@@ -145,7 +151,7 @@ class KafkaJournal:
                 one.answer = self._producer.send(
                     self.config.topic,
                     value=value,
-                    key=key_of(interaction.owner),
+                    key=key,
                     headers=headers_of(interaction, trace),
                     partition=partition,
                 )
@@ -164,7 +170,7 @@ class KafkaJournal:
         for one in sent:
             if one.answer is not None:
                 try:
-                    one.position = one.answer.get(max(0.0, give_up_at - time.monotonic())).offset
+                    one.position = _answered(one.answer, give_up_at)
                 except kafka.errors.KafkaError as error:
                     failure = failure or error
         with self._lock:
@@ -373,11 +379,22 @@ class KafkaJournal:
             raise InvalidInput("partition", f"0 to {self.config.num_partitions - 1}", str(partition))
 
 
+def _answered(answer: Any, give_up_at: float) -> int:
+    """Returns the offset that a record got. One batch answers for all of its records: most need no waiting."""
+    if not answer.succeeded():
+        answer.get(max(0.0, give_up_at - time.monotonic()))
+    offset: int = answer.value.offset
+    return offset
+
+
 class _Failed:
     """The answer to what was not even sent."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
+
+    def succeeded(self) -> bool:
+        return False
 
     def get(self, _: float) -> Any:
         raise self._error

@@ -7,8 +7,9 @@ rewritten (BGREWRITEAOF): on a server that holds nothing but keys that is a smal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, Final
 
 from siltstone.adapters.master_key import MasterKey, make_key
 from siltstone.adapters.redis_config import RedisConfig
@@ -17,6 +18,8 @@ from siltstone.adapters.redis_server import RedisServer
 from siltstone.errors import Corrupt, KeyMissing, Unavailable
 from siltstone.journal.partition import partition_of
 from siltstone.values import DataKey, UserKey
+
+_REWRAPPED_AT_ONCE: Final = 256
 
 
 class RedisKeyVault:
@@ -86,6 +89,31 @@ class RedisKeyVault:
         # A key that came back with an older file would bring the user back.
         name = self._server.run_durably("destroy-key", [self._key(owner)], [])
         return str(name.decode())
+
+    def rewrap(self) -> Iterator[tuple[int, int]]:
+        """See `ports.KeyVault.rewrap`. The server's append-only file keeps the old form until it is rewritten.
+
+        Raises: Unavailable also when the server has not told that a part is on its disk: begin again.
+        """
+        found = self._server.keys_like(f"{{{self.config.namespace}:*}}:key:*")
+        while part := list(islice(found, _REWRAPPED_AT_ONCE)):
+            yield len(part), self._rewrap(part)
+
+    def _rewrap(self, places: Sequence[str]) -> int:
+        read: list[tuple[Any, ...]] = [("HGETALL", place) for place in places]
+        commands: list[tuple[Any, ...]] = []
+        for place, fields in zip(places, self._server.call(lambda _: self._server.send(read)), strict=True):
+            owner = UserKey(*place.partition("}:key:")[2].split("/", 1))
+            pairs = fields.items() if isinstance(fields, dict) else zip(fields[::2], fields[1::2], strict=True)
+            for name, wrapped in pairs:
+                if name == b"current" or not wrapped:
+                    continue
+                new = self._master.rewrap_key(owner, name.decode(), wrapped)
+                if new is not None:
+                    commands.append(("EVALSHA", SCRIPTS["rewrap-key"].sha1, 1, place, name, wrapped, new))
+        if commands:
+            self._server.send_durably(commands)
+        return len(commands)
 
     def _key(self, owner: UserKey) -> str:
         partition = partition_of(owner, self.config.num_partitions)

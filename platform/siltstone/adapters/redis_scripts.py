@@ -183,6 +183,13 @@ if not name then return {'', ''} end
 return {name, redis.call('HGET', KEYS[1], name) or ''}
 """
 
+# KEYS: an owner's keys. ARGV: name, wrapped key, the same wrapped anew. Not one that was destroyed meanwhile.
+_REWRAP_KEY: Final = """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+return 1
+"""
+
 # KEYS: an owner's keys. The name stays, so that what the key has sealed is known as forgotten rather than damaged.
 _DESTROY_KEY: Final = """
 local name = redis.call('HGET', KEYS[1], 'current')
@@ -202,6 +209,7 @@ SCRIPTS: Final = {
     "erase": Script(_FREES + _RECORD + _ERASE),
     "make-key": Script("#!lua\n" + _MAKE_KEY),
     "read-key": Script("#!lua flags=no-writes\n" + _READ_KEY),
+    "rewrap-key": Script("#!lua\n" + _REWRAP_KEY),
     "destroy-key": Script(_FREES + _DESTROY_KEY),
     "parked": Script("#!lua flags=no-writes\n" + _RECORD + _PARKED),
     "read": Script("#!lua flags=no-writes\n" + _RECORD + _READ),

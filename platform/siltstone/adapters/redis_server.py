@@ -21,6 +21,8 @@ from siltstone.errors import ConfigInvalid, Corrupt, Unavailable
 
 T = TypeVar("T")
 
+_SCANNED_AT_ONCE: Final = 1_000
+
 _REFUSED_US: Final = (
     redis.AuthenticationError,
     redis.exceptions.AuthorizationError,
@@ -112,13 +114,33 @@ class RedisServer:
         Of a cluster, or where no append-only file is demanded, nobody waits.
         Raises: Unavailable also when the server has not told so in time: call again.
         """
-        commands: list[tuple[Any, ...]] = [("EVALSHA", SCRIPTS[script].sha1, len(keys), *keys, *arguments)]
-        if self.config.must_append and not self.config.is_cluster:
-            commands.append(("WAITAOF", 1, 0, int(self.config.answer_timeout_s * 500)))
-        answer, *waited = self.call(lambda _: self.send(commands))
-        if waited and int(waited[0][0]) < 1:
-            raise Unavailable("the store", "what was erased is not off its disk yet")
+        (answer,) = self.send_durably([("EVALSHA", SCRIPTS[script].sha1, len(keys), *keys, *arguments)])
         return answer
+
+    def send_durably(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """Sends commands that may be sent again, and waits as `run_durably` does.
+
+        Raises: as `run_durably`.
+        """
+        waits = self.config.must_append and not self.config.is_cluster
+        wait: list[tuple[Any, ...]] = [("WAITAOF", 1, 0, int(self.config.answer_timeout_s * 500))] if waits else []
+        answers = self.call(lambda _: self.send(commands + wait))
+        if waits and int(answers[-1][0]) < 1:
+            raise Unavailable("the store", "what was erased or changed is not off its disk yet")
+        return answers[: len(commands)]
+
+    def keys_like(self, pattern: str) -> Iterator[str]:
+        """Yields the keys that are like a pattern. One may come twice; none that is there all the while is left out.
+
+        Raises: Unavailable when a server does not answer; then begin again.
+        """
+        scan = self.call(lambda client: client.scan_iter(match=pattern, count=_SCANNED_AT_ONCE))
+        while True:
+            with self._told_away():
+                key = next(scan, None)
+            if key is None:
+                return
+            yield key.decode()
 
     def check(self) -> None:
         """Asks every server whether it may hold a store.
@@ -144,6 +166,14 @@ class RedisServer:
     def close(self) -> None:
         """Closes all connections."""
         self._client.close()
+
+    @contextmanager
+    def _told_away(self) -> Iterator[None]:
+        try:
+            with self._translated():
+                yield
+        except _Away as away:
+            raise Unavailable("the store", away.reason) from away.__cause__
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

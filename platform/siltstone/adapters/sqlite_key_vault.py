@@ -21,6 +21,7 @@ from siltstone.errors import ConfigInvalid, KeyMissing, Unavailable
 from siltstone.values import DataKey, UserKey
 
 VAULT_VERSION: Final = 1
+_REWRAPPED_AT_ONCE: Final = 256
 
 _TABLE: Final = """CREATE TABLE IF NOT EXISTS user_key (
     tenant TEXT NOT NULL, user TEXT NOT NULL, name TEXT NOT NULL, wrapped BLOB NOT NULL, digest BLOB NOT NULL,
@@ -102,6 +103,36 @@ class SqliteKeyVault:
                 return ""
             _write(connection, owner, row[0], b"")
         return row[0]
+
+    def rewrap(self) -> Iterator[tuple[int, int]]:
+        """See `ports.KeyVault.rewrap`. The old form of a key is on no page of the file when its part is yielded."""
+        last = ("", "", "")
+        while True:
+            with self._lock, translated():
+                rows = self._connection.execute(
+                    "SELECT tenant, user, name, wrapped, digest FROM user_key WHERE (tenant, user, name) > (?, ?, ?)"
+                    " ORDER BY tenant, user, name LIMIT ?",
+                    (*last, _REWRAPPED_AT_ONCE),
+                ).fetchall()
+            if not rows:
+                return
+            anew = []
+            for tenant, user, name, wrapped, digest in rows:
+                owner = UserKey(tenant, user)
+                verify(f"the key of {owner}", digest, tenant, user, name, wrapped)
+                if wrapped and (new := self._master.rewrap_key(owner, name, wrapped)) is not None:
+                    anew.append((owner, name, wrapped, new))
+            with self._writing() as connection:
+                for owner, name, old, new in anew:
+                    # Not one that was destroyed meanwhile.
+                    is_there = connection.execute(
+                        "SELECT 1 FROM user_key WHERE tenant = ? AND user = ? AND name = ? AND wrapped = ?",
+                        (owner.tenant, owner.user, name, old),
+                    ).fetchone()
+                    if is_there:
+                        _write(connection, owner, name, new)
+            last = rows[-1][:3]
+            yield len(rows), len(anew)
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

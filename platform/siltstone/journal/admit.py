@@ -6,6 +6,7 @@ The format is documented in docs/journal-format.md.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -30,6 +31,8 @@ _FIELDS: Final = frozenset(
     {"schema_version", "id", "tenant", "user", "kind", "occurred_at_ms", "messages", "correction", "consent"}
 )
 _ENDS_WITH_ANSWER: Final = frozenset({InteractionKind.CORRECTION, InteractionKind.THUMB_UP, InteractionKind.THUMB_DOWN})
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_CANONICAL: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +71,8 @@ def encode(interaction: Interaction) -> bytes:
         "correction": interaction.correction,
         "consent": {"learn": interaction.consent.learn, "share": interaction.consent.share},
     }
-    text = json.dumps(fields, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
     try:
-        return text.encode()
+        return _CANONICAL.encode(fields).encode()
     except UnicodeEncodeError as error:
         raise InvalidInput("text", "valid unicode", f"a lone surrogate at character {error.start}") from error
 
@@ -161,8 +163,7 @@ def _check_form(interaction: Interaction) -> Refusal | None:
 def _check_size(interaction: Interaction, limits: AdmissionLimits) -> Refusal | None:
     if len(interaction.messages) > limits.max_messages:
         return _too_large("messages", str(limits.max_messages), str(len(interaction.messages)))
-    # A surrogate cannot be encoded; it is counted here and refused by the check of the text.
-    num_bytes = sum(len(text.encode(errors="surrogatepass")) for _, text in _texts(interaction))
+    num_bytes = sum(_num_bytes(text) for _, text in _texts(interaction))
     if num_bytes > limits.max_text_bytes:
         return _too_large("text", f"{limits.max_text_bytes} bytes", f"{num_bytes} bytes")
     return None
@@ -174,7 +175,7 @@ def _check_text(interaction: Interaction) -> Refusal | None:
     for name, text in _texts(interaction):
         if "\0" in text:
             return Refusal(ParkReason.UNDECODABLE, f"{name}: expected text, found a NUL character")
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if not text.isascii() and _SURROGATE.search(text):
             return Refusal(ParkReason.UNDECODABLE, f"{name}: expected valid unicode, found a lone surrogate")
     for name, text in _texts(interaction):
         if not text.strip() and (name != "correction" or interaction.kind is InteractionKind.CORRECTION):
@@ -208,6 +209,11 @@ def _texts(interaction: Interaction) -> Iterator[tuple[str, str]]:
     for index, message in enumerate(interaction.messages):
         yield f"messages[{index}].text", message.text
     yield "correction", interaction.correction
+
+
+def _num_bytes(text: str) -> int:
+    # Text knows by itself whether it is ASCII. A surrogate is counted here and refused by the check of the text.
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 
 def _too_large(name: str, limit: str, found: str) -> Refusal:

@@ -8,34 +8,45 @@ import random
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from siltstone.adapters.aes_gcm_sealer import AesGcmSealer
+from siltstone.adapters.kafka_client import has_fast_checksums, make_producer, translated
 from siltstone.adapters.kafka_config import KafkaConfig
 from siltstone.adapters.kafka_journal import KafkaJournal
+from siltstone.adapters.kafka_records import headers_of, key_of
+from siltstone.adapters.kafka_topic import ensure_topic
 from siltstone.adapters.master_key import open_master_key
+from siltstone.adapters.seal_contexts import journal_context
 from siltstone.adapters.sealing_config import SealingConfig
 from siltstone.adapters.sqlite_file import SqliteConfig, SqliteFile
 from siltstone.adapters.sqlite_journal import SqliteJournal
 from siltstone.adapters.sqlite_key_vault import SqliteKeyVault
 from siltstone.journal.admit import AdmissionLimits, admit, encode
+from siltstone.journal.partition import partition_of
 from siltstone.ports import Journal, Sealer
 from siltstone.values import Consent, Interaction, InteractionKind, Message, Role, UserKey
 from siltstone_services.admission import check_interaction
-from siltstone_services.benchmark.readings import Outcome, Reading, Say, at_least
+from siltstone_services.benchmark.readings import Outcome, Reading, Say, at_least, ratio_readings
 
 PER_CORE: Final = at_least(20_000, "/s")
 _TEXT: Final = "On Thursday I moved my desk to the window on the third floor, beside the plant that nobody waters."
+
+
+Alone = Callable[[Sequence[Interaction]], float]
+"""Writes interactions as something else than our journal does, and returns its seconds of processor time."""
 
 
 def run_ingest(brokers: str, num_users: int, batch: int, rounds: int, folder: Path, say: Say) -> Iterator[Outcome]:
     """Times batches into the embedded journal, and into Kafka where brokers are given.
 
     Per second of this process's processor time, all of its threads: what a gateway can take in on one core when the
-    broker is elsewhere. By the clock beside it, the broker on the same machine.
+    broker is elsewhere. By the clock beside it, the broker on the same machine. Into Kafka by turns with the client
+    library alone, which is handed the same records, sealed before: no journal on it can be faster.
     """
     with _sealer(folder) as sealer:
         with (
@@ -53,8 +64,9 @@ def run_ingest(brokers: str, num_users: int, batch: int, rounds: int, folder: Pa
             replication_factor=1,
             min_insync_replicas=1,
         )
-        with KafkaJournal(config, sealer) as journal:
-            yield _run("Kafka journal", journal, num_users, batch, rounds, say)
+        what = "Kafka journal" if has_fast_checksums() else "Kafka journal (checksums in Python)"
+        with KafkaJournal(config, sealer) as journal, _client_alone(config, sealer) as alone:
+            yield _run(what, journal, num_users, batch, rounds, say, alone)
 
 
 @contextmanager
@@ -69,10 +81,41 @@ def _sealer(folder: Path) -> Iterator[Sealer]:
         yield AesGcmSealer(vault, config)
 
 
-def _run(what: str, journal: Journal, num_users: int, batch: int, rounds: int, say: Say) -> Outcome:
+@contextmanager
+def _client_alone(config: KafkaConfig, sealer: Sealer) -> Iterator[Alone]:
+    """Hands records to the producer and waits for its answers: nothing is checked, encoded, sealed or remembered."""
+    config = replace(config, topic=f"{config.topic}-alone")
+    ensure_topic(config)
+    with translated():
+        producer = make_producer(config)
+
+    def write(said: Sequence[Interaction]) -> float:
+        records = [
+            {
+                "value": sealer.seal(one.owner, journal_context(one.id), encode(one)),
+                "key": key_of(one.owner),
+                "headers": headers_of(one, ""),
+                "partition": partition_of(one.owner, config.num_partitions),
+            }
+            for one in said
+        ]
+        start_s = time.process_time()
+        for answer in [producer.send(config.topic, **record) for record in records]:
+            answer.get(config.append_timeout_s)
+        return time.process_time() - start_s
+
+    try:
+        yield write
+    finally:
+        producer.close(timeout=0)
+
+
+def _run(
+    what: str, journal: Journal, num_users: int, batch: int, rounds: int, say: Say, alone: Alone | None = None
+) -> Outcome:
     case, chance, limits = f"ingest, {what}", random.Random(1), AdmissionLimits()
     say(case)
-    per_core, by_clock = list[float](), list[float]()
+    took_s, alone_s, by_clock = list[float](), list[float](), list[float]()
     for number in range(rounds + 1):
         said = [_said(f"{number}-{at}", chance.randrange(num_users)) for at in range(batch)]
         clock_s, processor_s = time.perf_counter(), time.process_time()
@@ -82,19 +125,23 @@ def _run(what: str, journal: Journal, num_users: int, batch: int, rounds: int, s
         processor_s, clock_s = time.process_time() - processor_s, time.perf_counter() - clock_s
         if any(receipt.duplicate for receipt in receipts) or len(receipts) != batch:
             return Outcome(case, refusal="what was said once was taken for a repeat")
+        alone_took_s = alone(said) if alone else 0.0
         # The first round makes the users' keys and the connections.
         if number:
-            per_core.append(batch / processor_s)
+            took_s.append(processor_s)
+            alone_s.append(alone_took_s)
             by_clock.append(batch / clock_s)
     if complaint := _check(journal, said):
         return Outcome(case, refusal=complaint)
-    return Outcome(
-        case,
-        (
-            Reading(f"{case}, of one core", tuple(per_core), "/s", PER_CORE),
-            Reading(f"{case}, by the clock", tuple(by_clock), "/s"),
-        ),
-    )
+    readings = [
+        Reading(f"{case}, of one core", tuple(batch / one for one in took_s), "/s", PER_CORE),
+        Reading(f"{case}, by the clock", tuple(by_clock), "/s"),
+    ]
+    if alone:
+        name = f"{case}, the client library alone"
+        readings.append(Reading(f"{name}, of one core", tuple(batch / one for one in alone_s), "/s"))
+        readings += ratio_readings(f"{name} / all of it, processor time", alone_s, took_s)
+    return Outcome(case, tuple(readings))
 
 
 def _said(id_: str, user: int) -> Interaction:
