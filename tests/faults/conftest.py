@@ -1,0 +1,58 @@
+"""A home with a core that is ready to learn, and the process that shards are forked off."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from effects import SETTINGS
+from shard_fleet import Forker
+from tiny_home import add_tiny_core, open_host
+
+
+@pytest.fixture(scope="session")
+def ready_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a core whose read basis is built: all others are copies, so that memories can be compared."""
+    home = tmp_path_factory.mktemp("ready")
+    add_tiny_core(home)
+
+    async def open_once() -> None:
+        async with open_host(home, SETTINGS):
+            pass
+
+    asyncio.run(open_once())
+    return home
+
+
+@pytest.fixture(scope="session")
+def new_home(ready_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Gives a home without a journal, whenever it is called."""
+
+    def make() -> Path:
+        home = tmp_path_factory.mktemp("home")
+        for name in ("cores", "bases"):
+            shutil.copytree(ready_home / name, home / name)
+        return home
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def module_forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+    forker = Forker(tmp_path_factory.mktemp("shards"))
+    try:
+        yield forker
+    finally:
+        forker.close()
+
+
+@pytest.fixture
+def forker(module_forker: Forker) -> Iterator[Forker]:
+    """What shards are forked off; those of a test are gone when it ends."""
+    try:
+        yield module_forker
+    finally:
+        module_forker.end()
