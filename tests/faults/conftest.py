@@ -40,9 +40,9 @@ def new_home(ready_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
     return make
 
 
-@pytest.fixture(scope="module")
-def module_forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
-    forker = Forker(tmp_path_factory.mktemp("shards"))
+@pytest.fixture(scope="session")
+def all_shards(ready_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+    forker = Forker(tmp_path_factory.mktemp("shards"), ready_home)
     try:
         yield forker
     finally:
@@ -50,9 +50,9 @@ def module_forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
 
 
 @pytest.fixture
-def forker(module_forker: Forker) -> Iterator[Forker]:
+def forker(all_shards: Forker) -> Iterator[Forker]:
     """What shards are forked off; those of a test are gone when it ends."""
     try:
-        yield module_forker
+        yield all_shards
     finally:
-        module_forker.end()
+        all_shards.end()

@@ -25,14 +25,17 @@ SCRIPT = Path(__file__).with_name("shard_process.py")
 GIVE_UP_S = 120.0
 """Seconds in which something must come to pass that takes a fraction of one: a test that waits longer is stuck."""
 
+LOOK_EVERY_S = 0.005
+
 
 def wait_until(is_so: Callable[[], Any], what: str, give_up_s: float = GIVE_UP_S) -> Any:
     """Returns what `is_so` returns once that is something; looks often."""
-    give_up_at = time.monotonic() + give_up_s
-    while not (found := is_so()):
-        assert time.monotonic() < give_up_at, f"waited in vain for {what}"
-        time.sleep(0.005)
-    return found
+    # Counted and not timed: a run may be stopped as a whole, and go on later.
+    for _ in range(round(give_up_s / LOOK_EVERY_S)):
+        if found := is_so():
+            return found
+        time.sleep(LOOK_EVERY_S)
+    raise AssertionError(f"waited in vain for {what}")
 
 
 class Running:
@@ -84,9 +87,10 @@ class Running:
 class Forker:
     """A process that has everything imported, off which shards are forked. They are gone when it is."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, home: Path) -> None:
+        """`home` holds the core that all of them will use, ready to learn."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(SCRIPT)]
+        command = [sys.executable, str(SCRIPT), str(home)]
         self._log = (folder / "forker.log").open("wb")
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True

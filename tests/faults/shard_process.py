@@ -1,4 +1,4 @@
-"""Shards as processes of their own that can be killed and stopped: `shard_process.py` forks them off.
+"""Shards as processes of their own that can be killed and stopped: `shard_process.py HOME` forks them off.
 
 It reads one order a line and answers with one line of JSON: `fork SHARD` (a `Shard` as JSON) with the process id,
 `wait PID` and `poll PID` with the exit status, null while it runs. What a shard does, it tells in its file of effects.
@@ -38,11 +38,13 @@ from siltstone.adapters.sqlite_partitions import read_partition
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
+from siltstone.crew import Crew
 from siltstone.errors import InvalidInput, PositionConflict, SiltstoneError, StaleLease, Unavailable
 from siltstone.journal.admit import decode
 from siltstone.ports import Journal, SnapshotStore
 from siltstone.values import Commit, Interaction, JournalRecord, Lease, Parked
 from siltstone_services.cluster.backends import open_backends
+from siltstone_services.lanes import open_lane
 from siltstone_services.node import ShardNode
 
 TORN_POINT = "torn.between"
@@ -256,12 +258,16 @@ def _status_of(pid: int, options: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if found else None
 
 
-def main() -> None:
+def main(home: Path) -> None:
     logging.basicConfig(level=logging.WARNING)
-    # What all of them need is made once. Nothing here may start a thread: a fork would not have it.
+    # What all of them need is imported and made once: by making one core ready.
     torch.set_num_threads(1)
-    torch.nn.functional.silu(torch.zeros(2, 2) @ torch.zeros(2, 2))
+    config = tiny_config(home)
+    open_lane(CoreStore(home).load(config.core), config, Crew(1))
+    gc.collect()
     gc.freeze()
+    # A fork would not have a thread that was started here, but the locks it holds.
+    assert len(os.listdir("/proc/self/task")) == 1
     for line in sys.stdin:
         order, _, what = line.strip().partition(" ")
         if order == "fork":
@@ -276,4 +282,4 @@ def as_order(shard: Shard) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

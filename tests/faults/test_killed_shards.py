@@ -200,9 +200,7 @@ def long_run(new_home: NewHome) -> tuple[list[Interaction], dict[UserKey, UserMe
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ends", ["sqlite", "valkey"])
-def test_rounds_of_several_users_survive_as_well(
-    ends: str, forker: Forker, new_home: NewHome, tmp_path: Path
-) -> None:
+def test_rounds_of_several_users_survive_as_well(ends: str, forker: Forker, new_home: NewHome, tmp_path: Path) -> None:
     case = Case(num_interactions=2_000, num_users=160, num_kills=50, num_server_kills=5)
     stream = stream_of(case.num_interactions, case.num_users, SEED + 1)
     expected = asyncio.run(faultless(new_home(), SETTINGS, stream))
@@ -210,6 +208,10 @@ def test_rounds_of_several_users_survive_as_well(
         cost = survive(forker, place, server, stream, case, SEED + 1)
         found = tally(place.config, place.store, stream, expected, TOLERANCE)
     record_figures(
-        f"kill -9 of shards, rounds of 8, {ends}", interactions=len(stream), **cost, **asdict(found), tolerance=TOLERANCE
+        f"kill -9 of shards, rounds of 8, {ends}",
+        interactions=len(stream),
+        **cost,
+        **asdict(found),
+        tolerance=TOLERANCE,
     )
     assert found == Tally(case.num_users, 0, 0, 0)
