@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +13,15 @@ import pytest
 from effects import SETTINGS
 from shard_fleet import Forker
 from tiny_home import add_tiny_core, open_host
+
+
+@pytest.fixture
+def leaky_client() -> Iterator[None]:
+    """For tests in which a connection is refused: kafka-python 3.0 leaves such a socket to the garbage collector."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

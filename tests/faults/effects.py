@@ -32,6 +32,7 @@ SETTINGS: dict[str, Any] = {
     "redis.num_partitions": 16,
     "redis.retry_budget_s": 1.0,
     "kafka.num_partitions": 16,
+    "key_store.num_partitions": 16,
     # Fewer and larger steps than elsewhere in the tests: the stream is long.
     "memory.fast.period_tokens": 32,
     "memory.mid.period_tokens": 96,

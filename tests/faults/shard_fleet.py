@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -9,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import servers
 from shard_process import Shard, as_order, opened
 from tiny_home import tiny_config
 
@@ -175,3 +177,33 @@ def place_at(home: Path, ends: str, settings: Mapping[str, Any]) -> Iterator[Pla
     config = tiny_config(home, settings)
     with opened(config, ends) as (journal, store):
         yield Place(home, ends, dict(settings), journal, store)
+
+
+@contextmanager
+def opened_place(
+    ends: str, home: Path, settings: Mapping[str, Any], folder: Path
+) -> Iterator[tuple[Place, servers.Server | None]]:
+    """Gives a place, and the server of its store where it has one. A broker of its own, too, where `ends` says so."""
+    with ExitStack() as stack:
+        more, store = dict(settings), None
+        if ends != "sqlite":
+            store = stack.enter_context(servers.valkey(folder / "valkey"))
+            more["redis.address"] = f"redis://127.0.0.1:{store.port}"
+        if ends == "cluster":
+            broker = stack.enter_context(servers.tansu(folder / "tansu"))
+            more |= cluster_settings(home, store.port, broker.port)
+        yield stack.enter_context(place_at(home, ends, more)), store
+
+
+def cluster_settings(home: Path, store_port: int, broker_port: int) -> dict[str, Any]:
+    """Returns where journal, store and keys are, with a key in the home that wraps users' keys."""
+    (home / "master.key").write_text(base64.b64encode(bytes(range(32))).decode())
+    return {
+        "kafka.brokers": f"127.0.0.1:{broker_port}",
+        "kafka.replication_factor": 1,
+        "kafka.min_insync_replicas": 1,
+        "redis.address": f"redis://127.0.0.1:{store_port}",
+        "key_store.address": f"redis://127.0.0.1:{store_port}",
+        "key_store.namespace": "keys",
+        "sealing.master_key_file": str(home / "master.key"),
+    }

@@ -221,6 +221,7 @@ async def live(shard: Shard) -> None:
 
             def stop_soon() -> None:
                 store.stops_before_commit = True
+                effects.tell("armed")
 
             loop.add_signal_handler(signal.SIGUSR1, stop_soon)
             loop.add_signal_handler(signal.SIGUSR2, take)

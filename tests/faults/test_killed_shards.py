@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import servers
 from effects import ROUNDS, SETTINGS, TOLERANCE, Tally, all_taken_in, faultless, record_figures, stream_of, tally
-from shard_fleet import Forker, Place, Running, place_at, wait_until
+from shard_fleet import Forker, Place, Running, opened_place, wait_until
 from shard_process import TORN_POINT
 
 from siltstone.adapters import redis_snapshots, sqlite_snapshots
@@ -44,21 +44,6 @@ SHORT = Case(num_interactions=100, num_users=12, num_kills=6, num_server_kills=1
 LONG = Case(num_interactions=10_000, num_users=800, num_kills=200, num_server_kills=10)
 
 
-@contextmanager
-def opened_place(
-    ends: str, home: Path, settings: Mapping[str, Any], folder: Path
-) -> Iterator[tuple[Place, servers.Server | None]]:
-    if ends == "sqlite":
-        with place_at(home, ends, settings) as place:
-            yield place, None
-        return
-    with (
-        servers.valkey(folder / "valkey") as server,
-        place_at(home, ends, {**settings, "redis.address": f"redis://127.0.0.1:{server.port}"}) as place,
-    ):
-        yield place, server
-
-
 class Killer:
     """Two shards that share the partitions, one of which is killed now and then."""
 
@@ -67,7 +52,7 @@ class Killer:
         self._rng = random.Random(seed)
         every = range(place.num_partitions)
         self._shares = [every[::2], every[1::2]]
-        self.num_at_points = 0
+        self.num_kills = self.num_at_points = 0
         self._shards = [self._start(share) for share in range(2)]
 
     def _start(self, share: int) -> Running:
@@ -82,15 +67,28 @@ class Killer:
         share = self._rng.randrange(2)
         victim = self._shards[share]
         if victim.shard.fault:
-            give_up_at = time.monotonic() + 1.0
-            while not victim.has_ended and time.monotonic() < give_up_at:
-                time.sleep(0.005)
+            # It dies by itself, if it gets there.
+            for _ in range(100):
+                if victim.has_ended:
+                    break
+                time.sleep(0.01)
         else:
             time.sleep(self._rng.uniform(0.0, 0.1))
+        self._replace(share)
+
+    def tend(self) -> None:
+        """Starts anew whatever has died between two steps of a commit while nobody looked."""
+        for share, shard in enumerate(self._shards):
+            if shard.has_ended:
+                self._replace(share)
+
+    def _replace(self, share: int) -> None:
+        victim = self._shards[share]
+        self.num_kills += 1
         self.num_at_points += victim.has_ended
         victim.kill()
-        # Neither has ended by itself.
-        assert victim.exit_status == -9, victim.log()[-2000:]
+        # None has ended of anything else.
+        assert victim.exit_status == -signal.SIGKILL, victim.log()[-2000:]
         self._shards[share] = self._start(share)
 
     def end_calmly(self) -> None:
@@ -108,25 +106,36 @@ class Killer:
 
 
 def survive(
-    forker: Forker, place: Place, server: servers.Server | None, stream: Sequence[Interaction], case: Case, seed: int
+    forker: Forker,
+    place: Place,
+    server: servers.Server | None,
+    stream: Sequence[Any],
+    case: Case,
+    seed: int,
+    put: Callable[[Sequence[Any]], Any] | None = None,
 ) -> dict[str, Any]:
-    """Sends a stream, and kills all along it; returns how often, and what it cost."""
+    """Sends a stream, and kills all along it; returns how often, and what it cost. `put` writes a piece of it."""
     rng, started_s = random.Random(seed), time.monotonic()
-    killer = Killer(forker, place, POINTS[place.ends], seed)
+    killer = Killer(forker, place, POINTS["sqlite" if place.ends == "sqlite" else "valkey"], seed)
     every = -(-len(stream) // case.num_kills)
     for number in range(case.num_kills):
-        place.journal.append(stream[number * every : (number + 1) * every])
+        (put or place.journal.append)(stream[number * every : (number + 1) * every])
         killer.kill_one()
         server_every = case.num_kills // max(1, case.num_server_kills)
         if server is not None and number % server_every == server_every // 2:
             server.kill()
             time.sleep(rng.uniform(0.0, 0.3))
             server.start()
+
+        def goes_on(behind: int = number * every) -> bool:
+            killer.tend()
+            return place.num_taken_in() >= behind
+
         # The stream goes on as it is taken in, so that kills fall into all of it.
-        wait_until(lambda behind=number * every: place.num_taken_in() >= behind, "the stream to go on")
+        wait_until(goes_on, "the stream to go on")
     killer.end_calmly()
     return {
-        "kills": case.num_kills,
+        "kills": killer.num_kills,
         "kills_between_steps": killer.num_at_points,
         "server_kills": case.num_server_kills if server else 0,
         "seconds": round(time.monotonic() - started_s, 1),
@@ -170,7 +179,7 @@ def test_a_commit_in_two_transactions_loses_what_it_was_killed_in(
             shard = place.shard(every, store="position-first", fault=f"{TORN_POINT}:5")
             running = forker.start(shard)
             wait_until(lambda running=running: running.has_ended, "the shard to die")
-            assert running.exit_status == -9
+            assert running.exit_status == -signal.SIGKILL
         forker.start(place.shard(every, store="position-first"))
         wait_until(lambda: all_taken_in(place.journal, place.store), "what is left to be taken in")
         found = tally(place.config, place.store, stream, expected)
