@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from effects import SETTINGS
+from effects import NUM_INTERACTIONS, NUM_USERS, SEED, SETTINGS, faultless, stream_of
 from shard_fleet import Forker
 from tiny_home import add_tiny_core, open_host
+
+from siltstone.memory.user_memory import UserMemory
+from siltstone.values import Interaction, UserKey
 
 
 @pytest.fixture
@@ -49,6 +52,13 @@ def new_home(ready_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         return home
 
     return make
+
+
+@pytest.fixture(scope="session")
+def long_run(new_home: Callable[[], Path]) -> tuple[list[Interaction], dict[UserKey, UserMemory]]:
+    """The stream of the longest forms, and the memories that one process makes of it in minutes."""
+    stream = stream_of(NUM_INTERACTIONS, NUM_USERS, SEED)
+    return stream, asyncio.run(faultless(new_home(), SETTINGS, stream))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -17,7 +18,7 @@ from tiny_home import CORE, open_host, said, tiny_config
 
 from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
-from siltstone.errors import Unavailable
+from siltstone.errors import Overloaded, Unavailable
 from siltstone.memory.user_memory import UserMemory, from_blob, to_blob
 from siltstone.ports import SnapshotStore
 from siltstone.values import Interaction, UserKey
@@ -46,6 +47,10 @@ ROUNDS: dict[str, Any] = {**SETTINGS, "shard.max_round_interactions": 8}
 """Several users to a round and a commit. Memories are then the same within what single precision allows."""
 TOLERANCE = 2e-3
 """Of the numbers of a memory that was absorbed in other batches."""
+
+SEED = 4
+NUM_INTERACTIONS, NUM_USERS = 10_000, 800
+"""Of the stream of the longest forms."""
 
 TEXTS = ("Tea.", "Oslo!", "Ferro barks.", "The blue box.")
 
@@ -77,6 +82,17 @@ async def faultless(
         memories = read_memories(config, SqliteSnapshotStore(file), {one.owner for one in stream})
     assert memories.keys() == {one.owner for one in stream}
     return memories
+
+
+async def send(host: Any, stream: Sequence[Interaction]) -> None:
+    """Sends a stream in order, and waits until it is taken in; a piece is sent again until it was."""
+    for start in range(0, len(stream), 10):
+        while True:
+            try:
+                await host.wait_absorbed(await host.record(stream[start : start + 10]))
+                break
+            except (Overloaded, Unavailable):
+                await asyncio.sleep(0.1)
 
 
 def read_memories(config: Any, store: SnapshotStore, owners: Iterable[UserKey]) -> dict[UserKey, UserMemory]:

@@ -31,6 +31,7 @@ from siltstone_services.shard import EmbeddedHost
 
 SEED = 6
 NewHome = Callable[[], Path]
+Run = tuple[list[Interaction], dict[UserKey, UserMemory]]
 NUM_LATE = 20
 HEAVY: dict[str, Any] = {**SETTINGS, "lessons.rehearsals": 0, "lessons.replays": 0, "shard.max_round_interactions": 64}
 """Somebody says so much that a memory cannot remember all of it: learned in as few steps as there can be."""
@@ -65,7 +66,7 @@ async def loose_host(home: Path, settings: Mapping[str, Any], store: SnapshotSto
 
 
 @pytest.fixture(scope="module")
-def short_run(new_home: NewHome) -> tuple[list[Interaction], dict[UserKey, UserMemory]]:
+def short_run(new_home: NewHome) -> Run:
     stream = stream_of(100, 10, SEED)
     return stream, asyncio.run(faultless(new_home(), SETTINGS, stream))
 
@@ -75,7 +76,7 @@ async def test_what_is_sent_twice_counts_once(
     ends: str,
     new_home: NewHome,
     tmp_path: Path,
-    short_run: tuple[list[Interaction], dict[UserKey, UserMemory]],
+    short_run: Run,
 ) -> None:
     stream, expected = short_run
     wire = sent_again(stream, 0.2, SEED)
@@ -109,12 +110,11 @@ async def test_what_is_sent_again_late_counts_again_only_without_the_window(
 
 @pytest.mark.slow
 def test_two_thousand_of_ten_thousand_sent_twice_count_once_while_shards_are_killed(
-    forker: Forker, new_home: NewHome, tmp_path: Path
+    forker: Forker, new_home: NewHome, tmp_path: Path, long_run: Run
 ) -> None:
-    case = Case(num_interactions=10_000, num_users=800, num_kills=20)
-    stream = stream_of(case.num_interactions, case.num_users, SEED)
+    stream, expected = long_run
+    case = Case(len(stream), len(expected), num_kills=20)
     wire = sent_again(stream, 0.2, SEED)
-    expected = asyncio.run(faultless(new_home(), SETTINGS, stream))
     # The journal of this process looks for no repeats, as that of a second gateway.
     settings = {**SETTINGS, "kafka.id_window": 0}
     with ExitStack() as stack:

@@ -14,7 +14,20 @@ from typing import Any
 
 import pytest
 import servers
-from effects import ROUNDS, SETTINGS, TOLERANCE, Tally, all_taken_in, faultless, record_figures, stream_of, tally
+from effects import (
+    NUM_INTERACTIONS,
+    NUM_USERS,
+    ROUNDS,
+    SEED,
+    SETTINGS,
+    TOLERANCE,
+    Tally,
+    all_taken_in,
+    faultless,
+    record_figures,
+    stream_of,
+    tally,
+)
 from shard_fleet import Forker, Place, Running, opened_place, wait_until
 from shard_process import TORN_POINT
 
@@ -22,12 +35,12 @@ from siltstone.adapters import redis_snapshots, sqlite_snapshots
 from siltstone.memory.user_memory import UserMemory
 from siltstone.values import Interaction, UserKey
 
-SEED = 4
 POINTS = {
     "sqlite": re.findall(r'fault_point\("(.+?)"\)', Path(sqlite_snapshots.__file__).read_text()),
     "valkey": re.findall(r'fault_point\("(.+?)"\)', Path(redis_snapshots.__file__).read_text()),
 }
 NewHome = Callable[[], Path]
+Run = tuple[list[Interaction], dict[UserKey, UserMemory]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,7 @@ class Case:
 
 
 SHORT = Case(num_interactions=100, num_users=12, num_kills=6, num_server_kills=1)
-LONG = Case(num_interactions=10_000, num_users=800, num_kills=200, num_server_kills=10)
+LONG = Case(NUM_INTERACTIONS, NUM_USERS, num_kills=200, num_server_kills=10)
 
 
 class Killer:
@@ -143,7 +156,7 @@ def survive(
 
 
 @pytest.fixture(scope="module")
-def short_run(new_home: NewHome) -> tuple[list[Interaction], dict[UserKey, UserMemory]]:
+def short_run(new_home: NewHome) -> Run:
     stream = stream_of(SHORT.num_interactions, SHORT.num_users, SEED)
     return stream, asyncio.run(faultless(new_home(), SETTINGS, stream))
 
@@ -154,7 +167,7 @@ def test_shards_that_are_killed_take_in_every_interaction_once(
     forker: Forker,
     new_home: NewHome,
     tmp_path: Path,
-    short_run: tuple[list[Interaction], dict[UserKey, UserMemory]],
+    short_run: Run,
 ) -> None:
     stream, expected = short_run
     with opened_place(ends, new_home(), SETTINGS, tmp_path) as (place, server):
@@ -169,7 +182,7 @@ def test_a_commit_in_two_transactions_loses_what_it_was_killed_in(
     forker: Forker,
     new_home: NewHome,
     tmp_path: Path,
-    short_run: tuple[list[Interaction], dict[UserKey, UserMemory]],
+    short_run: Run,
 ) -> None:
     stream, expected = short_run
     with opened_place(ends, new_home(), SETTINGS, tmp_path) as (place, _):
@@ -190,7 +203,7 @@ def test_a_commit_in_two_transactions_loses_what_it_was_killed_in(
 @pytest.mark.slow
 @pytest.mark.parametrize("ends", ["sqlite", "valkey"])
 def test_two_hundred_kills_in_ten_thousand_interactions_change_nobodys_memory(
-    ends: str, forker: Forker, new_home: NewHome, tmp_path: Path, long_run: Any
+    ends: str, forker: Forker, new_home: NewHome, tmp_path: Path, long_run: Run
 ) -> None:
     stream, expected = long_run
     with opened_place(ends, new_home(), SETTINGS, tmp_path) as (place, server):
@@ -201,26 +214,24 @@ def test_two_hundred_kills_in_ten_thousand_interactions_change_nobodys_memory(
     assert (found, num_parked) == (Tally(LONG.num_users, 0, 0, 0), 0)
 
 
+ROUNDS_CASE = Case(num_interactions=2_000, num_users=160, num_kills=50, num_server_kills=5)
+
+
 @pytest.fixture(scope="module")
-def long_run(new_home: NewHome) -> tuple[list[Interaction], dict[UserKey, UserMemory]]:
-    stream = stream_of(LONG.num_interactions, LONG.num_users, SEED)
+def rounds_run(new_home: NewHome) -> Run:
+    stream = stream_of(ROUNDS_CASE.num_interactions, ROUNDS_CASE.num_users, SEED + 1)
     return stream, asyncio.run(faultless(new_home(), SETTINGS, stream))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ends", ["sqlite", "valkey"])
-def test_rounds_of_several_users_survive_as_well(ends: str, forker: Forker, new_home: NewHome, tmp_path: Path) -> None:
-    case = Case(num_interactions=2_000, num_users=160, num_kills=50, num_server_kills=5)
-    stream = stream_of(case.num_interactions, case.num_users, SEED + 1)
-    expected = asyncio.run(faultless(new_home(), SETTINGS, stream))
+def test_rounds_of_several_users_survive_as_well(
+    ends: str, forker: Forker, new_home: NewHome, tmp_path: Path, rounds_run: Run
+) -> None:
+    stream, expected = rounds_run
     with opened_place(ends, new_home(), ROUNDS, tmp_path) as (place, server):
-        cost = survive(forker, place, server, stream, case, SEED + 1)
+        cost = survive(forker, place, server, stream, ROUNDS_CASE, SEED + 1)
         found = tally(place.config, place.store, stream, expected, TOLERANCE)
-    record_figures(
-        f"kill -9 of shards, rounds of 8, {ends}",
-        interactions=len(stream),
-        **cost,
-        **asdict(found),
-        tolerance=TOLERANCE,
-    )
-    assert found == Tally(case.num_users, 0, 0, 0)
+    case, told = f"kill -9 of shards, rounds of 8, {ends}", {**cost, **asdict(found), "tolerance": TOLERANCE}
+    record_figures(case, interactions=len(stream), **told)
+    assert found == Tally(ROUNDS_CASE.num_users, 0, 0, 0)

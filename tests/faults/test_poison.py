@@ -10,7 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from effects import SETTINGS, Tally, all_taken_in, faultless, record_figures, stream_of, tally
+from effects import (
+    NUM_INTERACTIONS,
+    NUM_USERS,
+    SETTINGS,
+    Tally,
+    all_taken_in,
+    faultless,
+    record_figures,
+    stream_of,
+    tally,
+)
 from poison import KINDS, Injected, Injector, TopicInjector, mixed
 from shard_fleet import Forker, Place, opened_place, wait_until
 from test_killed_shards import Case, survive
@@ -22,7 +32,7 @@ from siltstone.values import NOBODY, Interaction, Parked, UserKey
 
 SEED = 7
 SHORT = Case(num_interactions=100, num_users=10, num_kills=4)
-LONG = Case(num_interactions=10_000, num_users=800, num_kills=20)
+LONG = Case(NUM_INTERACTIONS, NUM_USERS, num_kills=20)
 NewHome = Callable[[], Path]
 Run = tuple[list[Interaction], dict[UserKey, UserMemory]]
 
@@ -85,10 +95,9 @@ def test_a_shard_that_asks_for_no_consent_learns_what_it_must_not(
 
 @pytest.mark.slow
 def test_one_percent_of_every_kind_of_poison_in_a_topic_is_parked_once(
-    forker: Forker, new_home: NewHome, tmp_path: Path
+    forker: Forker, new_home: NewHome, tmp_path: Path, long_run: Run
 ) -> None:
-    stream = stream_of(LONG.num_interactions, LONG.num_users, SEED)
-    expected = asyncio.run(faultless(new_home(), SETTINGS, stream))
+    stream, expected = long_run
     # Over what is admitted, and under what a record of the topic may hold.
     wire = mixed(stream, 0.01, large_bytes=600_000, seed=SEED)
     with opened_place("cluster", new_home(), SETTINGS, tmp_path) as (place, _):
