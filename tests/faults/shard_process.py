@@ -48,6 +48,7 @@ from siltstone_services.lanes import open_lane
 from siltstone_services.node import ShardNode
 
 TORN_POINT = "torn.between"
+CLUSTER_MODULES = ("aes_gcm_sealer", "kafka_journal", "master_key", "redis_key_vault")
 PARENT_DIES = 1
 """What prctl is told so that no shard outlives the process that forked it off."""
 
@@ -263,6 +264,8 @@ def main(home: Path) -> None:
     logging.basicConfig(level=logging.WARNING)
     # What all of them need is imported and made once: by making one core ready.
     torch.set_num_threads(1)
+    for name in CLUSTER_MODULES:
+        importlib.import_module(f"siltstone.adapters.{name}")
     config = tiny_config(home)
     open_lane(CoreStore(home).load(config.core), config, Crew(1))
     gc.collect()

@@ -243,10 +243,10 @@ async def test_a_commit_whose_answer_is_cut_off_is_done_once(new_home: NewHome, 
     with servers.valkey(tmp_path / "valkey") as server, proxy_to(server.port) as between:
         settings["redis.address"] = f"redis://127.0.0.1:{between.port}"
         with place_at(new_home(), "valkey", settings) as place:
-            async with host_at(place, store=CutStore(place.store, between, every=3)) as host:
+            async with host_at(place, store=CutStore(place.store, between, every=8)) as host:
                 assert await host.wait_absorbed(await host.record(stream)) == []
             assert tally(place.config, place.store, stream, expected) == Tally(NUM_USERS, 0, 0, 0)
-        assert between.num_swallowed == len(stream) // 3
+        assert between.num_swallowed == len(stream) // 8
 
 
 def resident_bytes() -> int:
