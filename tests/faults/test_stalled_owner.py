@@ -65,12 +65,15 @@ class Pair:
             self._place.journal.append(piece)
             self.owner.wait_for("stopped", num_stopped)
             return
-        self._place.journal.append(piece[: len(piece) // 2])
+        third = len(piece) // 3
+        self._place.journal.append(piece[:third])
+        self._let_do_all(self.owner)
+        self._place.journal.append(piece[third : 2 * third])
         while True:
             time.sleep(rng.uniform(0.0, 0.1))
             self.owner.signal(signal.SIGSTOP)
             try:
-                self._place.journal.append(piece[len(piece) // 2 :])
+                self._place.journal.append(piece[2 * third :])
                 return
             except Unavailable:
                 # It was stopped in a transaction: in one file nobody can take over from it there.
@@ -79,15 +82,17 @@ class Pair:
 
     def take_over(self) -> None:
         """Lets the other one take everything over and do what there is to do."""
+        self._let_do_all(self.other)
 
+    def _let_do_all(self, one: Running) -> None:
         def is_done() -> bool:
             # Again and again, as whoever hands out partitions does: it may only now find out that it has lost some.
-            self.other.signal(signal.SIGUSR2)
+            one.signal(signal.SIGUSR2)
             time.sleep(0.02)
-            assert not self.other.has_ended, self.other.log()[-2000:]
+            assert not one.has_ended, one.log()[-2000:]
             return all_taken_in(self._place.journal, self._place.store)
 
-        wait_until(is_done, "the successor to take in everything")
+        wait_until(is_done, "a shard to take in everything")
 
     def go_on(self) -> None:
         """Lets the stopped one go on, and waits until it was refused once more."""
