@@ -20,7 +20,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,9 @@ class WholeStore:
         was_stopped = self.stops_before_commit
         if was_stopped:
             self.stops_before_commit = False
-            self._tell("stopped", **what)
-            os.kill(os.getpid(), signal.SIGSTOP)
+            with self._nobody_writing():
+                self._tell("stopped", **what)
+                os.kill(os.getpid(), signal.SIGSTOP)
         try:
             self.write(commit)
         except (StaleLease, PositionConflict) as error:
@@ -111,6 +112,10 @@ class WholeStore:
         self._tell("committed", **what)
         if was_stopped:
             self.after_stale_write()
+
+    def _nobody_writing(self) -> AbstractContextManager[Any]:
+        """Keeps other threads of this process from holding the file while it is stopped."""
+        return self._store._file._write_lock if isinstance(self._store, SqliteSnapshotStore) else nullcontext()
 
     def write(self, commit: Commit) -> None:
         self._store.commit(commit)

@@ -53,7 +53,7 @@ class Case:
     num_server_kills: int = 0
 
 
-SHORT = Case(num_interactions=100, num_users=12, num_kills=6, num_server_kills=1)
+SHORT = Case(num_interactions=72, num_users=9, num_kills=6, num_server_kills=1)
 LONG = Case(NUM_INTERACTIONS, NUM_USERS, num_kills=200, num_server_kills=10)
 
 

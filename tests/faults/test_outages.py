@@ -96,7 +96,7 @@ async def until(is_so: Callable[[], bool]) -> None:
 
 @pytest.fixture(scope="module")
 def short_run(new_home: NewHome) -> Run:
-    stream = stream_of(80, NUM_USERS, SEED)
+    stream = stream_of(60, NUM_USERS, SEED)
     # Whoever is refused sends again later, so what one user says is sent in one go of that user: in the order of users.
     stream.sort(key=lambda one: one.owner)
     return stream, asyncio.run(faultless(new_home(), SETTINGS, stream))

@@ -31,7 +31,7 @@ from siltstone.memory.user_memory import UserMemory
 from siltstone.values import NOBODY, Interaction, Parked, UserKey
 
 SEED = 7
-SHORT = Case(num_interactions=100, num_users=10, num_kills=4)
+SHORT = Case(num_interactions=60, num_users=10, num_kills=4)
 LONG = Case(NUM_INTERACTIONS, NUM_USERS, num_kills=20)
 NewHome = Callable[[], Path]
 Run = tuple[list[Interaction], dict[UserKey, UserMemory]]
@@ -60,7 +60,7 @@ def test_every_kind_of_poison_is_parked_once_and_leaves_no_trace_in_a_memory(
     forker: Forker, new_home: NewHome, tmp_path: Path, short_run: Run
 ) -> None:
     stream, expected = short_run
-    wire = mixed(stream, 0.01, large_bytes=10_000_000, seed=SEED)
+    wire = mixed(stream, 0.02, large_bytes=10_000_000, seed=SEED)
     with opened_place("sqlite", new_home(), SETTINGS, tmp_path) as (place, _):
         injector = Injector(place)
         survive(forker, place, None, wire, SHORT, SEED, injector.put)
@@ -74,7 +74,7 @@ def test_a_shard_that_parks_nothing_ends_at_the_first_poison_and_whenever_it_com
 ) -> None:
     stream, _ = short_run
     with opened_place("sqlite", new_home(), SETTINGS, tmp_path) as (place, _):
-        Injector(place).put(mixed(stream, 0.01, large_bytes=100, seed=SEED))
+        Injector(place).put(mixed(stream, 0.02, large_bytes=100, seed=SEED))
         for _ in range(2):
             shard = forker.start(place.shard(range(place.num_partitions), node="careless"))
             wait_until(lambda shard=shard: shard.has_ended, "the shard to end")
@@ -87,7 +87,7 @@ def test_a_shard_that_asks_for_no_consent_learns_what_it_must_not(
 ) -> None:
     stream, expected = short_run
     with opened_place("sqlite", new_home(), SETTINGS, tmp_path) as (place, _):
-        Injector(place).put(mixed(stream, 0.01, large_bytes=100, seed=SEED))
+        Injector(place).put(mixed(stream, 0.02, large_bytes=100, seed=SEED))
         forker.start(place.shard(range(place.num_partitions), node="credulous"))
         wait_until(lambda: all_taken_in(place.journal, place.store), "everything to be taken in")
         assert tally(place.config, place.store, stream, expected).differing > 0
