@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 from tiny_cluster import ONE_BY_ONE
-from tiny_home import CORE, open_host, said, tiny_config
+from tiny_home import CORE, open_host, tiny_config
 
 from siltstone.adapters.sqlite_file import SqliteFile
 from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.errors import Overloaded, Unavailable
 from siltstone.memory.user_memory import UserMemory, from_blob, to_blob
 from siltstone.ports import SnapshotStore
-from siltstone.values import Interaction, UserKey
+from siltstone.values import Consent, Interaction, InteractionKind, Message, Role, UserKey
 
 FIGURES_VARIABLE = "SILTSTONE_FIGURES"
 """File to which a long form adds its figures, one line of JSON each."""
@@ -34,9 +34,11 @@ SETTINGS: dict[str, Any] = {
     "redis.retry_budget_s": 1.0,
     "kafka.num_partitions": 16,
     "key_store.num_partitions": 16,
-    # Fewer and larger steps than elsewhere in the tests: the stream is long.
+    # Fewer steps than elsewhere in the tests: the stream is long.
     "memory.fast.period_tokens": 32,
     "memory.mid.period_tokens": 96,
+    "lessons.rehearsals": 0,
+    "lessons.replays": 1,
     # When a memory sleeps hangs on when there is time for it: then runs could not be compared to the bit.
     "memory.fast.sleep_tokens": 1_000_000,
     "memory.mid.sleep_tokens": 1_000_000,
@@ -65,7 +67,13 @@ def stream_of(num_interactions: int, num_users: int, seed: int) -> list[Interact
     everybody = users(num_users)
     owners = everybody + rng.choices(everybody, k=num_interactions - num_users)
     rng.shuffle(owners)
-    return [said(owner, f"i{number}", f"{rng.choice(TEXTS)} {number}.") for number, owner in enumerate(owners)]
+    return [told(owner, f"i{number}", f"{rng.choice(TEXTS)} {number}.") for number, owner in enumerate(owners)]
+
+
+def told(owner: UserKey, name: str, text: str) -> Interaction:
+    """Returns a note of somebody who agreed to have it learned."""
+    messages = (Message(Role.USER, text),)
+    return Interaction(name, owner, InteractionKind.DOCUMENT, 1_700_000_000_000, messages, consent=Consent(learn=True))
 
 
 async def faultless(

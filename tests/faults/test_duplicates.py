@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from effects import SETTINGS, Tally, faultless, read_memories, record_figures, stream_of, tally, users
+from effects import SETTINGS, Tally, faultless, read_memories, record_figures, stream_of, tally, told, users
 from loose_log import LooseLog
 from shard_fleet import Forker, opened_place
 from test_killed_shards import Case, survive
@@ -26,14 +26,14 @@ from siltstone.adapters.core_store import CoreStore
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.memory.user_memory import NUM_REMEMBERED_IDS, UserMemory
 from siltstone.ports import SnapshotStore
-from siltstone.values import Consent, Interaction, InteractionKind, Message, Role, UserKey
+from siltstone.values import Interaction, UserKey
 from siltstone_services.shard import EmbeddedHost
 
 SEED = 6
 NewHome = Callable[[], Path]
 Run = tuple[list[Interaction], dict[UserKey, UserMemory]]
 NUM_LATE = 20
-HEAVY: dict[str, Any] = {**SETTINGS, "lessons.rehearsals": 0, "lessons.replays": 0, "shard.max_round_interactions": 64}
+HEAVY: dict[str, Any] = {**SETTINGS, "lessons.replays": 0, "shard.max_round_interactions": 64}
 """Somebody says so much that a memory cannot remember all of it: learned in as few steps as there can be."""
 
 
@@ -49,10 +49,7 @@ def sent_again(stream: Sequence[Interaction], share: float, seed: int) -> list[I
 
 def told_by_one(num_interactions: int) -> list[Interaction]:
     (owner,) = users(1)
-    return [
-        Interaction(f"i{number}", owner, InteractionKind.DOCUMENT, 1, (Message(Role.USER, "a"),), consent=Consent(True))
-        for number in range(num_interactions)
-    ]
+    return [told(owner, f"i{number}", "a") for number in range(num_interactions)]
 
 
 @asynccontextmanager
