@@ -38,7 +38,8 @@ RAY: dict[str, Any] = {
     **SETTINGS,
     "cluster.is_on": True,
     "cluster.cpus_per_shard": 0.5,
-    "cluster.stalled_after_s": 4.0,
+    # With retries a call to an actor that has died waits for the next one: that is not to pass for a stall.
+    "cluster.stalled_after_s": 20.0,
     "cluster.follow_budget_s": 60.0,
     "gateway.max_call_s": 120.0,
 }
