@@ -12,7 +12,10 @@ _CHUNK_BYTES = 65_536
 
 
 class Proxy:
-    """Forwards bytes both ways. `swallow(n)` cuts the next n connections at their next answer, which never arrives."""
+    """Forwards bytes both ways. `swallow(n)` cuts the next n connections at their next answer, which never arrives.
+
+    `cut` ends all connections, and new ones at once, until `mend`.
+    """
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None, listen_at: int = 0) -> None:
         """With `tls` the client's side is encrypted, the server's is not."""
@@ -23,13 +26,28 @@ class Proxy:
         self._to_swallow = 0
         self.num_swallowed = 0
         self._is_open = True
+        self._is_cut = False
         self._sockets: list[socket.socket] = []
+        self._ended: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
     def swallow(self, num_answers: int) -> None:
         with self._lock:
             self._to_swallow = num_answers
+
+    def cut(self) -> None:
+        with self._lock:
+            self._is_cut = True
+            ends, self._sockets = self._sockets, []
+        for end in ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._ended += ends
+
+    def mend(self) -> None:
+        with self._lock:
+            self._is_cut = False
 
     def _accept(self) -> None:
         while self._is_open:
@@ -44,7 +62,14 @@ class Proxy:
             except OSError:
                 client.close()
                 continue
-            self._sockets += [client, server]
+            with self._lock:
+                is_cut = self._is_cut
+                if not is_cut:
+                    self._sockets += [client, server]
+            if is_cut:
+                client.close()
+                server.close()
+                continue
             for source, sink, is_answer in ((client, server, False), (server, client, True)):
                 thread = threading.Thread(target=self._forward, args=(source, sink, is_answer), daemon=True)
                 self._threads.append(thread)
@@ -78,7 +103,7 @@ class Proxy:
                 end.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
-        for end in self._sockets:
+        for end in self._sockets + self._ended:
             end.close()
 
 

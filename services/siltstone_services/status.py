@@ -52,6 +52,9 @@ CODES: Final[dict[type[SiltstoneError], grpc.StatusCode]] = {
 }
 # A client's default limit for all metadata of a call is 8 KiB.
 _MAX_TEXT_CHARS: Final = 400
+_RETRY_AFTER_S: Final = 2.0
+"""Seconds after which to ask again for what does not answer now. When it will is not known; without a word clients ask
+again at once, all of them."""
 
 
 class Refused(InvalidInput):
@@ -117,11 +120,17 @@ def _more_details(error: SiltstoneError) -> list[Any]:
         case NotFound():
             return [error_details_pb2.ResourceInfo(resource_type=_clip(error.kind), resource_name=_clip(error.name))]
         case Overloaded():
-            retry = error_details_pb2.RetryInfo()
-            retry.retry_delay.FromMilliseconds(round(error.retry_after_s * 1000))
-            return [retry]
+            return [_retry_after(error.retry_after_s)]
+        case Unavailable():
+            return [_retry_after(_RETRY_AFTER_S)]
         case _:
             return []
+
+
+def _retry_after(delay_s: float) -> Any:
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(round(delay_s * 1000))
+    return retry
 
 
 def _rebuild(info: error_details_pb2.ErrorInfo) -> SiltstoneError | None:

@@ -6,6 +6,7 @@ import pickle
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from siltstone import errors
@@ -52,6 +53,14 @@ def received(error: SiltstoneError) -> grpc.aio.AioRpcError:
 def test_an_error_arrives_as_it_left(error: SiltstoneError) -> None:
     arrived = from_rpc_error(received(error), "here")
     assert (type(arrived), arrived.args) == (type(error), error.args)
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
+def test_what_may_be_tried_again_says_when(error: SiltstoneError) -> None:
+    retry = error_details_pb2.RetryInfo()
+    told = [retry.retry_delay.ToMilliseconds() for detail in to_status(error).details if detail.Unpack(retry)]
+    expected = {Overloaded: [250], Unavailable: [2000]}
+    assert told == expected.get(type(error), [])
 
 
 def test_every_error_has_a_code_and_a_sample() -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import ray
 import ray.exceptions
@@ -134,6 +134,10 @@ class _Place:
 class RayShards:
     """`ShardFleet` of actors in placement groups. Call it from one event loop."""
 
+    max_task_retries: ClassVar[int] = 0
+    """A call that was cut off is sent again by who made it, to the owner of that moment, and not by Ray. Were it sent
+    by Ray as well, what is stored would be the same."""
+
     def __init__(self, config: SiltstoneConfig, log_level: str = "info") -> None:
         """Asks Ray for the room and starts the actors; each opens its node when it is first asked how it is.
 
@@ -167,8 +171,7 @@ class RayShards:
             "num_cpus": cluster.cpus_per_shard,
             "num_gpus": cluster.gpus_per_shard,
             "max_restarts": cluster.max_restarts,
-            # A call that was cut off is sent again by who made it, to the owner of that moment, and not by Ray.
-            "max_task_retries": 0,
+            "max_task_retries": self.max_task_retries,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(place.group, place.bundle),
         }
         if cluster.memory_bytes_per_shard:

@@ -1,0 +1,242 @@
+"""Shards as actors of Ray, killed again and again, whether Ray sends calls again or not; and Ray itself begun anew."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import servers
+from effects import SETTINGS, Tally, faultless, record_figures, send, stream_of, tally
+from ray_server import NUM_SENT, NUM_USERS
+from shard_fleet import cluster_settings, place_at
+from tiny_home import tiny_config
+
+from siltstone.adapters.system_clock import SystemClock
+from siltstone.config import SiltstoneConfig
+from siltstone.values import Interaction
+from siltstone_services.cluster.backends import open_backends
+from siltstone_services.cluster.conductor import Conductor
+from siltstone_services.cluster.router import ClusterHost
+
+pytestmark = pytest.mark.slow
+
+SEED = 9
+RAY: dict[str, Any] = {
+    **SETTINGS,
+    "cluster.is_on": True,
+    "cluster.cpus_per_shard": 0.5,
+    # With retries a call to an actor that has died waits for the next one: that is not to pass for a stall.
+    "cluster.stalled_after_s": 20.0,
+    "cluster.follow_budget_s": 60.0,
+    "gateway.max_call_s": 120.0,
+}
+NewHome = Callable[[], Path]
+
+
+@pytest.fixture
+def settings(new_home: NewHome, tmp_path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    home = new_home()
+    with servers.tansu(tmp_path / "tansu") as broker, servers.valkey(tmp_path / "valkey") as store:
+        yield home, {**RAY, **cluster_settings(home, store.port, broker.port)}
+
+
+@asynccontextmanager
+async def ray_host(config: SiltstoneConfig, task_retries: int) -> AsyncIterator[tuple[ClusterHost, Conductor, Any]]:
+    """Gives the host of a cluster as the server does, whose actors' calls Ray sends again so often."""
+    from siltstone_services.cluster.ray_shards import RayShards, joined
+
+    class Retrying(RayShards):
+        max_task_retries = task_retries
+
+    with ExitStack() as stack:
+        backends = await asyncio.to_thread(stack.enter_context, open_backends(config))
+        stack.enter_context(joined(config.cluster))
+        fleet = await asyncio.to_thread(Retrying, config)
+        try:
+            async with Conductor(config.kafka.num_partitions, fleet, backends.journal, config.cluster) as conductor:
+                await conductor.wait_for(lambda: conductor.coordinator.is_settled, 300, "the cluster", "no shards")
+                yield ClusterHost(conductor, backends, SystemClock(), config), conductor, fleet
+                await conductor.close(config.cluster.release_budget_s)
+        finally:
+            await fleet.stop()
+
+
+async def pid_of(fleet: Any, name: str) -> int:
+    """Returns the process of an actor, once there is one that answers."""
+    import ray
+
+    while True:
+        try:
+            return int(await fleet.link(name).actor.__ray_call__.remote(lambda _: os.getpid()))
+        except ray.exceptions.RayError:
+            await asyncio.sleep(0.1)
+
+
+async def ask_on(host: Any, stream: Sequence[Interaction], is_over: asyncio.Event) -> int:
+    """Asks for users' memories until it is over; returns how often. No call may fail."""
+    rng, num_asked = random.Random(SEED), 0
+    while not is_over.is_set():
+        await host.memory(rng.choice(stream).owner)
+        num_asked += 1
+        await asyncio.sleep(0.05)
+    return num_asked
+
+
+@pytest.mark.parametrize("task_retries", [0, -1])
+async def test_actors_that_are_killed_leave_the_same_memories_whether_ray_sends_again_or_not(
+    task_retries: int, settings: tuple[Path, dict[str, Any]], new_home: NewHome
+) -> None:
+    home, given = settings
+    num_kills = 10
+    config = tiny_config(home, given)
+    stream = stream_of(1_000, NUM_USERS, SEED)
+    rng, back_s = random.Random(SEED), []
+    async with ray_host(config, task_retries) as (host, conductor, fleet):
+        started_s, is_over = time.monotonic(), asyncio.Event()
+        asking = asyncio.create_task(ask_on(host, stream, is_over))
+        for number in range(num_kills):
+            part = asyncio.create_task(send(host, stream[number * 100 : (number + 1) * 100]))
+            victim = rng.choice(list(fleet.names))
+            pid = await pid_of(fleet, victim)
+            await asyncio.sleep(rng.uniform(0.0, 0.4))
+            incarnation = conductor.beats[victim].incarnation if victim in conductor.beats else ""
+            killed_s = time.monotonic()
+            os.kill(pid, signal.SIGKILL)
+            await part
+
+            def is_back(victim: str = victim, before: str = incarnation) -> bool:
+                beat = conductor.beats.get(victim)
+                return beat is not None and beat.incarnation != before and conductor.coordinator.is_settled
+
+            await conductor.wait_for(is_back, 120, victim, "it does not come back")
+            back_s.append(time.monotonic() - killed_s)
+        is_over.set()
+        num_asked = await asking
+        seconds = time.monotonic() - started_s
+    expected = await faultless(new_home(), SETTINGS, stream)
+    with place_at(home, "cluster", given) as place:
+        found = tally(config, place.store, stream, expected)
+        num_parked = len(list(place.store.parked()))
+    record_figures(
+        f"Ray actors killed, task retries {task_retries}",
+        interactions=len(stream),
+        kills=num_kills,
+        **asdict(found),
+        parked=num_parked,
+        asked_meanwhile=num_asked,
+        failed=0,
+        settled_after_s=[round(one, 1) for one in sorted(back_s)],
+        seconds=round(seconds, 1),
+    )
+    assert (found, num_parked) == (Tally(NUM_USERS, 0, 0, 0), 0)
+    assert num_asked > 0
+
+
+class Head:
+    """A Ray of its own, apart from every process of this test: its head can be killed with all that is on it."""
+
+    def __init__(self) -> None:
+        # Short: Ray puts sockets into it.
+        self.folder = Path(tempfile.mkdtemp(prefix="head", dir="/tmp"))
+        self.port = servers.free_port()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={self.port}"]
+        command += ["--num-cpus=2", "--include-dashboard=false", f"--temp-dir={self.folder}", "--disable-usage-stats"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
+
+    def pids(self) -> set[int]:
+        """The processes of this Ray: those that are told where its folder is, and their children."""
+        found, parents = set(), {}
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit():
+                    pid = int(entry.name)
+                    parents[pid] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                    if pid != os.getpid() and str(self.folder).encode() in (entry / "cmdline").read_bytes():
+                        found.add(pid)
+            except OSError:
+                continue
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return found
+
+    def kill(self) -> None:
+        """Kills everything at once, as when the machine of the head goes."""
+        for _ in range(20):
+            for pid in self.pids():
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            if not self.pids():
+                return
+            time.sleep(0.1)
+
+
+@contextmanager
+def head() -> Iterator[Head]:
+    one = Head()
+    try:
+        one.start()
+        yield one
+    finally:
+        one.kill()
+        subprocess.run(["rm", "-rf", str(one.folder)], check=False)
+
+
+def serve(home: Path, part: str, seed: int) -> subprocess.Popen[bytes]:
+    """Starts a server's process that sends a part of the stream, and says when it has begun and when it is through."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("ray_server.py")), str(home), part, str(seed)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+
+
+async def test_a_cluster_whose_head_was_killed_goes_on_on_the_next_one(
+    settings: tuple[Path, dict[str, Any]], new_home: NewHome
+) -> None:
+    home, given = settings
+    stream = stream_of(NUM_SENT, NUM_USERS, SEED)
+    with head() as ray_head:
+        given = {**given, "cluster.ray_address": ray_head.address}
+        (home / "settings.json").write_text(json.dumps(given))
+        num_kills = 0
+        for part in ("0:200", "0:300"):
+            server = serve(home, part, SEED)
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"begun\n"
+            if part == "0:200":
+                # In the middle of what is sent: the gateway goes with the head, as with its machine.
+                await asyncio.sleep(1.0)
+                ray_head.kill()
+                num_kills += 1
+                server.kill()
+                server.wait()
+                server.stdout.close()
+                await asyncio.to_thread(ray_head.start)
+                continue
+            assert await asyncio.to_thread(server.stdout.readline) == b"through\n"
+            assert server.wait(120) == 0
+            server.stdout.close()
+    expected = await faultless(new_home(), SETTINGS, stream)
+    with place_at(home, "cluster", given) as place:
+        found = tally(tiny_config(home, given), place.store, stream, expected)
+    record_figures("Ray's head killed and begun anew", interactions=len(stream), heads=num_kills, **asdict(found))
+    assert found == Tally(NUM_USERS, 0, 0, 0)
