@@ -42,8 +42,8 @@ class ClusterServicer(ClusterServiceServicer):
         until_s = time.monotonic() + self._config.max_call_s / 2
         resizing = asyncio.ensure_future(self._host.resize(request.num_shards))
         try:
-            while not resizing.done() and time.monotonic() < until_s:
-                await asyncio.wait({resizing}, timeout=_LOOKS_EVERY_S)
+            while not resizing.done() and (left_s := until_s - time.monotonic()) > 0:
+                await asyncio.wait({resizing}, timeout=min(_LOOKS_EVERY_S, left_s))
                 if self._is_draining():
                     raise Unavailable("the server", "it is stopping")
             is_done = resizing.done()

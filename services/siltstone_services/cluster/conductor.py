@@ -107,8 +107,9 @@ class Conductor:
         for task in self._listeners.pop(name):
             task.cancel()
         del self._suspects[name]
-        for told in (self.beats, self.rates, self.troubles, self._samples):
-            told.pop(name, None)
+        said: tuple[dict[str, Any], ...] = (self.beats, self.rates, self.troubles, self._samples)
+        for by_name in said:
+            by_name.pop(name, None)
         self.coordinator.gone(name)
         # Another one may bear its name some day.
         self.coordinator.undrain(name)

@@ -174,7 +174,7 @@ class RayShards:
     def _no_room(self, what: str) -> Unavailable:
         return Unavailable("Ray", f"it has no room for {what} of {self._bundle}")
 
-    async def _place(self) -> _Place:
+    async def _find_room(self) -> _Place:
         """Finds room for one more shard. Raises: Unavailable."""
         if self._spare:
             return self._spare.pop()
@@ -197,7 +197,7 @@ class RayShards:
 
     def _nodes(self) -> set[str]:
         """Returns the machines on which shards are placed."""
-        found = set()
+        found: set[str] = set()
         for place in self._places.values():
             found.add(placement_group_table(place.group)["bundles_to_node_id"][place.bundle])
         return found
@@ -235,7 +235,7 @@ class RayShards:
 
     async def begin(self, name: str) -> None:
         """See `ShardFleet.begin`."""
-        self._places[name] = await self._place()
+        self._places[name] = await self._find_room()
         self._begin(name)
 
     async def end(self, name: str) -> None:

@@ -17,7 +17,7 @@ from siltstone_services.cluster.links import ShardFleet
 
 _LOG = logging.getLogger(__name__)
 _QUIET_BEATS: Final = 2
-"""Times in a row that a leaving shard must say that nothing runs on it: what was sent to it just before may arrive
+"""Times in a row that a leaving shard must say that nobody listens to it: what was sent to it just before may arrive
 between two of them."""
 
 
@@ -138,7 +138,7 @@ class Resizing:
             await conductor.news()
             beat = conductor.beats.get(name)
             if beat is not last and beat is not None:
-                num_quiet = 0 if beat.num_answers_running or beat.claim.epochs else num_quiet + 1
+                num_quiet = 0 if beat.num_listeners or beat.claim.epochs else num_quiet + 1
             last = beat
 
     async def _end(self, name: str) -> None:
