@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +21,7 @@ class MemoryJournal:
     def __init__(self, num_partitions: int) -> None:
         self.records: list[list[JournalRecord]] = [[] for _ in range(num_partitions)]
         self._known: dict[tuple[UserKey, str], JournalRecord] = {}
+        self._lock = threading.Lock()
         self.is_down = False
 
     def _check(self) -> None:
@@ -31,10 +33,11 @@ class MemoryJournal:
         self._check()
         payloads = [encode(interaction) for interaction in interactions]
         receipts = []
-        for interaction, payload in zip(interactions, payloads, strict=True):
-            earlier = self._known.get((interaction.owner, interaction.id))
-            record = earlier or self.write(interaction.owner, interaction.id, payload)
-            receipts.append(Receipt(interaction.id, record.partition, record.position, earlier is not None))
+        with self._lock:
+            for interaction, payload in zip(interactions, payloads, strict=True):
+                earlier = self._known.get((interaction.owner, interaction.id))
+                record = earlier or self.write(interaction.owner, interaction.id, payload)
+                receipts.append(Receipt(interaction.id, record.partition, record.position, earlier is not None))
         return receipts
 
     def write(self, owner: UserKey, interaction_id: str, payload: bytes) -> JournalRecord:
@@ -119,6 +122,7 @@ class MemoryStore:
     kept: list[_Kept] = field(default_factory=list)
     num_refused: int = 0
     _undo: list[Callable[[], None]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.kept = [_Kept() for _ in range(self.num_partitions)]
@@ -143,14 +147,19 @@ class MemoryStore:
         """See `ports.SnapshotStore.commit`."""
         self._check()
         self._check_sound(commit)
+        with self._lock:
+            self._write(commit)
+
+    def _write(self, commit: Commit) -> None:
         kept = self._fenced(commit.lease)
         if kept.position != commit.expected_position and self.checks_position:
             self.num_refused += 1
             raise PositionConflict(commit.lease.partition, commit.expected_position, kept.position)
         before = {one.owner: self.snapshots.get(one.owner) for one in commit.snapshots}
         position, num_parked = kept.position, len(kept.parked)
-        new = {(one.owner, one.interaction_id): one.position for one in commit.taken_in}
-        repeated = {name: kept.taken_in[name] for name in new if name in kept.taken_in}
+        told = {(one.owner, one.interaction_id): one.position for one in commit.taken_in}
+        # Of a repeat that was taken in all the same, the first place stays.
+        new = {name: at for name, at in told.items() if name not in kept.taken_in}
 
         def undo() -> None:
             for owner, snapshot in before.items():
@@ -159,7 +168,6 @@ class MemoryStore:
             del kept.parked[num_parked:]
             for name in new:
                 del kept.taken_in[name]
-            kept.taken_in.update(repeated)
 
         self._undo.append(undo)
         for snapshot in commit.snapshots:
@@ -203,9 +211,10 @@ class MemoryStore:
         """See `ports.SnapshotStore.acquire`."""
         self._check()
         _check_partition(partition, self.num_partitions)
-        self.flush()
-        self.kept[partition].epoch += 1
-        return Lease(partition, holder, self.kept[partition].epoch)
+        with self._lock:
+            self.flush()
+            self.kept[partition].epoch += 1
+            return Lease(partition, holder, self.kept[partition].epoch)
 
     def parked(self, owner: UserKey | None = None) -> Iterator[Parked]:
         """See `ports.SnapshotStore.parked`."""
@@ -230,11 +239,12 @@ class MemoryStore:
         """See `ports.SnapshotStore.erase`."""
         self._check()
         self._check_owner(owner, lease)
-        self._fenced(lease)
-        self.flush()
-        for kept in self.kept:
-            kept.parked = [one for one in kept.parked if one.owner != owner]
-        return self.snapshots.pop(owner, None) is not None
+        with self._lock:
+            self._fenced(lease)
+            self.flush()
+            for kept in self.kept:
+                kept.parked = [one for one in kept.parked if one.owner != owner]
+            return self.snapshots.pop(owner, None) is not None
 
     def count_users(self) -> int:
         """See `ports.SnapshotStore.count_users`."""
