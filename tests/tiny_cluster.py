@@ -37,6 +37,7 @@ from siltstone_services.beat import Beat, Progress
 from siltstone_services.cluster.backends import Backends
 from siltstone_services.cluster.conductor import Conductor
 from siltstone_services.cluster.links import ScoreQuestion, Scores, ShardGone
+from siltstone_services.cluster.resizing import Resizing
 from siltstone_services.cluster.router import ClusterHost
 from siltstone_services.node import ShardNode
 
@@ -109,6 +110,8 @@ class LocalLink:
         self._stack = AsyncExitStack()
         self.node: ShardNode | None = None
         self.num_hops = 0
+        self.may_release = asyncio.Event()
+        self.may_release.set()
 
     async def begin(self) -> None:
         self.node = await self._stack.enter_async_context(self._make())
@@ -144,6 +147,7 @@ class LocalLink:
         return await self._alive(self._there().assign(partitions))
 
     async def release(self, partitions: Sequence[int]) -> int:
+        await self.may_release.wait()
         return await self._alive(self._there().release(partitions))
 
     async def watch(self) -> AsyncGenerator[Progress, None]:
@@ -180,8 +184,11 @@ class LocalLink:
 class LocalFleet:
     """`ShardFleet` of nodes in this process."""
 
-    def __init__(self, links: dict[str, LocalLink]) -> None:
-        self.links = links
+    def __init__(self, make: Callable[[], ShardNode]) -> None:
+        self._make = make
+        self.links: dict[str, LocalLink] = {}
+        self.has_room = asyncio.Event()
+        self.has_room.set()
         self.num_restarts = 0
         self.may_restart = asyncio.Event()
         self.may_restart.set()
@@ -191,7 +198,22 @@ class LocalFleet:
         return tuple(self.links)
 
     def link(self, name: str) -> LocalLink:
+        if name not in self.links:
+            raise ShardGone(f"the shard {name}", "it has left")
         return self.links[name]
+
+    async def begin(self, name: str) -> None:
+        await self.has_room.wait()
+        link = LocalLink(self._make)
+        await link.begin()
+        self.links[name] = link
+
+    async def end(self, name: str) -> None:
+        await self.links.pop(name).die()
+
+    async def stop(self) -> None:
+        for link in self.links.values():
+            await link.die()
 
     async def restart(self, name: str, is_gone: bool) -> None:
         await self.may_restart.wait()
@@ -212,13 +234,14 @@ async def open_cluster(
         def make() -> ShardNode:
             return open_node_over(home, file, config, **kinds)
 
-        links = {f"shard-{number}": LocalLink(make) for number in range(num_shards)}
-        fleet = LocalFleet(links)
-        for link in links.values():
-            await link.begin()
-            stack.push_async_callback(link.die)
+        fleet = LocalFleet(make)
+        stack.push_async_callback(fleet.stop)
+        for number in range(num_shards):
+            await fleet.begin(f"shard-{number}")
         journal = LookedAtJournal(file)
         conductor = await stack.enter_async_context(Conductor(NUM_PARTITIONS, fleet, journal, config.cluster))
         await conductor.wait_for(lambda: conductor.coordinator.is_settled, 30, "the cluster", "it does not settle")
         backends = Backends(journal, SqliteSnapshotStore(file), Unsealed())
-        yield ClusterHost(conductor, backends, SystemClock(), config), conductor, fleet
+        resizing = Resizing(conductor, fleet, NUM_PARTITIONS, config.cluster)
+        stack.push_async_callback(resizing.close)
+        yield ClusterHost(conductor, resizing, backends, SystemClock(), config), conductor, fleet

@@ -315,6 +315,15 @@ class ShardHost(Protocol):
         """Returns every shard that is there, and what it owns."""
         ...
 
+    async def resize(self, num_shards: int) -> None:
+        """Returns once there are so many shards, each with its share, and those that left have ended.
+
+        Promises: no request fails for it. It goes on when the caller gives up, and may be asked for again.
+        Raises: InvalidInput. WrongState where there is but one process. Unavailable when there is no room for so many.
+        Cancelled when another number was asked for meanwhile.
+        """
+        ...
+
 
 class CoreTrainer(Protocol):
     """Trains an expert of a core, wherever the machine for it is."""

@@ -43,6 +43,8 @@ class Beat:
     num_versions: int
     num_rebased: int
     num_pinned: int
+    num_listeners: int = 0
+    """Callers who have not heard the end of their answer yet, whether or not it is being given still."""
 
     def status(self, num_users_stored: int, lag_interactions: int) -> ShardStatus:
         """Returns the status that this is a part of."""

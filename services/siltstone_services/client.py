@@ -13,6 +13,7 @@ import grpc
 from siltstone.errors import Corrupt
 from siltstone.proto.v1 import inference_service_pb2 as inference_pb
 from siltstone.proto.v1 import memory_service_pb2 as memory_pb
+from siltstone.proto.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from siltstone.proto.v1.inference_service_pb2_grpc import InferenceServiceStub
 from siltstone.proto.v1.memory_service_pb2_grpc import MemoryServiceStub
 from siltstone.proto.v1.sleep_service_pb2_grpc import SleepServiceStub
@@ -41,7 +42,7 @@ from siltstone.wire.interactions import (
 )
 from siltstone.wire.memories import ExportReader, card_from_proto, erasure_from_proto, parking_told
 from siltstone.wire.shards import shard_from_proto
-from siltstone_services.operator_client import NightClient, VersionClient
+from siltstone_services.operator_client import ClusterClient, NightClient, VersionClient
 from siltstone_services.status import from_rpc_error
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
@@ -69,6 +70,7 @@ class SiltstoneClient:
         self._channel = grpc.aio.insecure_channel(self.address, options=self._options)
         self._memory = MemoryServiceStub(self._channel)
         self._inference = InferenceServiceStub(self._channel)
+        self.cluster = ClusterClient(ClusterServiceStub(self._channel), self._translated, self._timeout_s)
         self.nights = NightClient(SleepServiceStub(self._channel), self._translated, self._timeout_s)
         self.versions = VersionClient(VersionServiceStub(self._channel), self._translated, self._timeout_s)
         return self

@@ -16,18 +16,20 @@ from siltstone.errors import Unavailable
 from siltstone.journal.admit import AdmissionLimits
 from siltstone.ports import Clock, ShardHost
 from siltstone.proto.v1 import (
+    cluster_service_pb2,
     inference_service_pb2,
     memory_service_pb2,
     sleep_service_pb2,
     version_service_pb2,
 )
+from siltstone.proto.v1.cluster_service_pb2_grpc import add_ClusterServiceServicer_to_server
 from siltstone.proto.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
 from siltstone.proto.v1.memory_service_pb2_grpc import add_MemoryServiceServicer_to_server
 from siltstone.proto.v1.sleep_service_pb2_grpc import add_SleepServiceServicer_to_server
 from siltstone.proto.v1.version_service_pb2_grpc import add_VersionServiceServicer_to_server
 from siltstone_services.border import Border
 from siltstone_services.operator_desk import OperatorDesk
-from siltstone_services.operator_servicers import SleepServicer, VersionServicer
+from siltstone_services.operator_servicers import ClusterServicer, SleepServicer, VersionServicer
 from siltstone_services.servicers import InferenceServicer, MemoryServicer
 
 _LOG = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ SERVICES: Final = (
     inference_service_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
 )
 OPERATOR_SERVICES: Final = (
+    cluster_service_pb2.DESCRIPTOR.services_by_name["ClusterService"].full_name,
     sleep_service_pb2.DESCRIPTOR.services_by_name["SleepService"].full_name,
     version_service_pb2.DESCRIPTOR.services_by_name["VersionService"].full_name,
 )
@@ -55,7 +58,7 @@ class Gateway:
         clock: Clock,
         operator: OperatorDesk | None = None,
     ) -> None:
-        """Serves nights and versions only where there is a desk for them."""
+        """Serves what is an operator's (resizing, nights, versions) only where there is a desk for it."""
         self._host, self._config, self._limits, self._clock = host, config, limits, clock
         self._operator = operator
         self._border = Border(config)
@@ -75,6 +78,8 @@ class Gateway:
         add_InferenceServiceServicer_to_server(inference, server)
         services: tuple[str, ...] = SERVICES
         if self._operator is not None:
+            shards = ClusterServicer(self._host, self._config, lambda: self._border.is_draining)
+            add_ClusterServiceServicer_to_server(shards, server)
             nights = SleepServicer(self._operator.nights, self._config, lambda: self._border.is_draining)
             add_SleepServiceServicer_to_server(nights, server)
             add_VersionServiceServicer_to_server(VersionServicer(self._operator.versions), server)

@@ -8,6 +8,7 @@ import os
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import aclosing
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -94,6 +95,7 @@ class ShardNode:
         self._moving = asyncio.Lock()
         self._num_changes = 0
         self._num_partitions = 0
+        self._num_listeners = 0
         self._failure: SiltstoneError | None = None
 
     async def __aenter__(self) -> Self:
@@ -415,9 +417,15 @@ class ShardNode:
         finally:
             self._watchers.discard(changed)
 
-    def answer(self, request: GenerateRequest) -> AsyncGenerator[Pinned | AnswerPart | AnswerEnd, None]:
+    async def answer(self, request: GenerateRequest) -> AsyncGenerator[Pinned | AnswerPart | AnswerEnd, None]:
         """Answers, and says first from what. It is not recorded here."""
-        return self._answers.generate(request)
+        self._num_listeners += 1
+        try:
+            async with aclosing(self._answers.generate(request)) as items:
+                async for item in items:
+                    yield item
+        finally:
+            self._num_listeners -= 1
 
     async def score(
         self, owner: UserKey, prompt: Sequence[Message], answers: Sequence[str]
@@ -463,6 +471,7 @@ class ShardNode:
             num_versions=sum(1 for _ in self._lanes),
             num_rebased=self._upkeep.num_rebased,
             num_pinned=self._upkeep.num_pinned,
+            num_listeners=self._num_listeners,
         )
 
     async def status(self) -> ShardStatus:

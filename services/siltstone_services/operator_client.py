@@ -1,19 +1,39 @@
-"""The operator's half of the typed client: nights and versions, as the desks of a home folder offer them."""
+"""The operator's half of the typed client: shards, nights and versions."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager
 
+from siltstone.proto.v1 import cluster_service_pb2 as cluster_pb
 from siltstone.proto.v1 import sleep_service_pb2 as sleep_pb
 from siltstone.proto.v1 import version_service_pb2 as version_pb
+from siltstone.proto.v1.cluster_service_pb2_grpc import ClusterServiceStub
 from siltstone.proto.v1.sleep_service_pb2_grpc import SleepServiceStub
 from siltstone.proto.v1.version_service_pb2_grpc import VersionServiceStub
 from siltstone.sleep_values import Champion, Night, VersionCard, VersionComparison, VersionReport
+from siltstone.values import ShardView
 from siltstone.wire.nights import night_from_proto, run_request_to_proto, task_request_to_proto
+from siltstone.wire.shards import shard_from_proto
 from siltstone.wire.versions import champion_from_proto, comparison_from_proto, report_from_proto, version_from_proto
 
 Translated = Callable[[], AbstractContextManager[None]]
+
+
+class ClusterClient:
+    """The shards of the server."""
+
+    def __init__(self, stub: ClusterServiceStub, translated: Translated, timeout_s: float | None) -> None:
+        self._stub, self._translated, self._timeout_s = stub, translated, timeout_s
+
+    async def resize(self, num_shards: int) -> tuple[ShardView, ...]:
+        """Returns the shards once there are so many. One call after the other: each has its time."""
+        request = cluster_pb.ResizeClusterRequest(num_shards=num_shards)
+        while True:
+            with self._translated():
+                response = await self._stub.ResizeCluster(request, timeout=self._timeout_s)
+            if response.is_done:
+                return tuple(map(shard_from_proto, response.shards))
 
 
 class NightClient:

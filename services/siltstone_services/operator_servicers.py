@@ -1,23 +1,59 @@
-"""The methods of the interface that are an operator's: nights and versions."""
+"""The methods of the interface that are an operator's: shards, nights and versions."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final
 
 from siltstone.config import GatewayConfig
-from siltstone.errors import Unavailable
+from siltstone.errors import InvalidInput, Unavailable
+from siltstone.ports import ShardHost
+from siltstone.proto.v1 import cluster_service_pb2 as cluster_pb
 from siltstone.proto.v1 import sleep_service_pb2 as sleep_pb
 from siltstone.proto.v1 import version_service_pb2 as version_pb
+from siltstone.proto.v1.cluster_service_pb2_grpc import ClusterServiceServicer
 from siltstone.proto.v1.sleep_service_pb2_grpc import SleepServiceServicer
 from siltstone.proto.v1.version_service_pb2_grpc import VersionServiceServicer
 from siltstone.sleep_values import Night
 from siltstone.wire.nights import night_to_proto
+from siltstone.wire.shards import shard_to_proto
 from siltstone.wire.versions import champion_to_proto, comparison_to_proto, report_to_proto, version_to_proto
 from siltstone_services.night_desk import NightDesk
 from siltstone_services.version_desk import VersionDesk
+
+_LOOKS_EVERY_S: Final = 0.5
+
+
+class ClusterServicer(ClusterServiceServicer):
+    """Lets shards join and leave."""
+
+    def __init__(self, host: ShardHost, config: GatewayConfig, is_draining: Callable[[], bool]) -> None:
+        self._host, self._config, self._is_draining = host, config, is_draining
+
+    async def ResizeCluster(  # noqa: N802
+        self, request: cluster_pb.ResizeClusterRequest, context: Any
+    ) -> cluster_pb.ResizeClusterResponse:
+        """Ends in good order before the time of a call is up, and at once when the server stops."""
+        if request.num_shards < 1:
+            raise InvalidInput("num_shards", "at least 1", str(request.num_shards))
+        until_s = time.monotonic() + self._config.max_call_s / 2
+        resizing = asyncio.ensure_future(self._host.resize(request.num_shards))
+        try:
+            while not resizing.done() and (left_s := until_s - time.monotonic()) > 0:
+                await asyncio.wait({resizing}, timeout=min(_LOOKS_EVERY_S, left_s))
+                if self._is_draining():
+                    raise Unavailable("the server", "it is stopping")
+            is_done = resizing.done()
+            if is_done:
+                resizing.result()
+        finally:
+            # The host goes on with it all the same.
+            resizing.cancel()
+        shards = map(shard_to_proto, await self._host.shards())
+        return cluster_pb.ResizeClusterResponse(is_done=is_done, shards=shards)
 
 
 class SleepServicer(SleepServiceServicer):

@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import replace
 from functools import partial
 
-from siltstone.errors import Overloaded, PositionConflict, StaleLease
+from siltstone.errors import Overloaded, PositionConflict, StaleLease, WrongState
 from siltstone.memory.shard import lag_of
 from siltstone.values import (
     AnswerEnd,
@@ -112,6 +112,10 @@ class EmbeddedHost(ShardNode):
             for one, at in sorted(beat.positions.items())
         )
         return (ShardView("embedded", "ready", partitions, beat.num_resident, beat.resident_bytes),)
+
+    async def resize(self, num_shards: int) -> None:
+        """See `ports.ShardHost.resize`: there is nothing to be resized."""
+        raise WrongState("the server", "one process, not a cluster (cluster.is_on)", "be resized")
 
     async def _record_exchange(self, request: GenerateRequest, text: str) -> Receipt | None:
         """Records an answered question; also over the lag's limit, by no more than the answers that run at once."""

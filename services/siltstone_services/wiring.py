@@ -16,6 +16,7 @@ from siltstone.errors import ConfigInvalid
 from siltstone.ports import ShardHost
 from siltstone_services.cluster.backends import open_backends
 from siltstone_services.cluster.conductor import Conductor
+from siltstone_services.cluster.resizing import Resizing
 from siltstone_services.cluster.router import ClusterHost
 from siltstone_services.embedded_store import open_store
 from siltstone_services.home import exclusive
@@ -68,7 +69,11 @@ async def cluster_host(config: SiltstoneConfig) -> AsyncIterator[ShardHost]:
                     "the cluster",
                     "its shards do not own all partitions within cluster.start_budget_s; the log says why",
                 )
-                yield ClusterHost(conductor, backends, SystemClock(), config)
+                resizing = Resizing(conductor, fleet, config.kafka.num_partitions, config.cluster)
+                try:
+                    yield ClusterHost(conductor, resizing, backends, SystemClock(), config)
+                finally:
+                    await resizing.close()
                 await conductor.close(config.cluster.release_budget_s)
         finally:
             await fleet.stop()

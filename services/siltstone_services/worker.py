@@ -61,8 +61,9 @@ class Worker:
         on_trouble: Callable[[Unavailable], None],
         on_failure: Callable[[BaseException], None],
         look_every_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`look_every_s` is how often to look for records that nobody tells of; 0 for never."""
+        """`look_every_s` is how often to look for records that nobody tells of; 0 for never. `clock` tells seconds."""
         self._lanes, self._shard, self._upkeep, self._config = lanes, shard, upkeep, config
         self._on_progress, self._on_commit = on_progress, on_commit
         self._on_trouble, self._on_failure = on_trouble, on_failure
@@ -77,6 +78,7 @@ class Worker:
         self._is_stopping = False
         self._leavers: list[tuple[frozenset[int], Command]] = []
         self._look_every_s, self._look_at_s = look_every_s, 0.0
+        self._clock = clock
         self.busy_s = 0.0
 
     def start(self) -> None:
@@ -140,23 +142,31 @@ class Worker:
     def _wait_for_more(self, round_s: float = 0.0) -> None:
         """Puts the next round off a little: who writes at the same moment shares it, and its one backward."""
         wait_s = max(self._config.gather_wait_s, _GATHER_SHARE * round_s)
-        self._absorb_at_s = max(self._absorb_at_s, time.monotonic() + wait_s)
+        self._absorb_at_s = max(self._absorb_at_s, self._clock() + wait_s)
 
     def _run(self) -> None:
         try:
-            while True:
-                self._take_commands(self._idle_s())
-                if self._is_stopping:
-                    return
-                started = time.monotonic()
-                self._look_out(started)
-                self._step()
-                self.busy_s += time.monotonic() - started
+            while self.turn(self._idle_s()):
+                pass
         except BaseException as error:
             # Not the message: it may hold a user's words.
             where = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
             _log.error("worker ended", extra={"error": type(error).__name__, "where": where})
             self._on_failure(error)
+
+    def turn(self, wait_s: float | None) -> bool:
+        """Runs what commands there are, waiting so long for one, and then one step. Says whether to go on.
+
+        What the thread does again and again; without the thread, whoever tests when things happen does it.
+        """
+        self._take_commands(wait_s)
+        if self._is_stopping:
+            return False
+        started = self._clock()
+        self._look_out(started)
+        self._step()
+        self.busy_s += self._clock() - started
+        return True
 
     def _look_out(self, now_s: float) -> None:
         """Looks for records that others have appended, when it is time to."""
@@ -179,9 +189,9 @@ class Worker:
             return 0.0
         waits_s = [self._upkeep.wait_s()]
         if self._wants_to_absorb:
-            waits_s.append(max(0.0, self._absorb_at_s - time.monotonic()))
+            waits_s.append(max(0.0, self._absorb_at_s - self._clock()))
         elif self._look_every_s:
-            waits_s.append(max(0.0, self._look_at_s - time.monotonic()))
+            waits_s.append(max(0.0, self._look_at_s - self._clock()))
         return min((wait_s for wait_s in waits_s if wait_s is not None), default=None)
 
     def _take_commands(self, wait_s: float | None) -> None:
@@ -198,7 +208,7 @@ class Worker:
             command()
 
     def _step(self) -> None:
-        can_absorb = self._wants_to_absorb and time.monotonic() >= self._absorb_at_s
+        can_absorb = self._wants_to_absorb and self._clock() >= self._absorb_at_s
         has_turn = self._answers_in_a_row >= self._config.answers_before_absorb
         is_free = not self._lanes.num_running and not can_absorb
         if self._upkeep.wait_s() == 0 and (is_free or self._steps_in_a_row >= _STEPS_BEFORE_UPKEEP):
@@ -227,7 +237,7 @@ class Worker:
             if taken is None:
                 self._may_have_records = False
                 return
-            self._round = _RoundUnderWay(taken, self._shard.absorb(taken), time.monotonic())
+            self._round = _RoundUnderWay(taken, self._shard.absorb(taken), self._clock())
             return
         under_way = self._round
         if not under_way.is_absorbed:
@@ -243,7 +253,7 @@ class Worker:
                 _log.info("absorbing goes on", extra={"what": self._trouble.what})
                 self._trouble = None
             # Who waited for this round often writes again at once.
-            self._wait_for_more(time.monotonic() - under_way.started_s)
+            self._wait_for_more(self._clock() - under_way.started_s)
             self._on_commit()
 
     def _pause(self, error: Unavailable) -> None:
@@ -253,7 +263,7 @@ class Worker:
             _log.warning("absorbing waits", extra={"what": error.what, "reason": error.reason})
         self._trouble = error
         self._let_go()
-        self._absorb_at_s = time.monotonic() + self._config.retry_after_s
+        self._absorb_at_s = self._clock() + self._config.retry_after_s
         # A part of the round may have been committed.
         self._on_commit()
         self._on_trouble(error)

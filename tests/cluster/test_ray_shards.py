@@ -9,6 +9,7 @@ import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from tiny_cluster import ONE_BY_ONE, USERS, blobs_of, embedded_blobs, stream_of
 from tiny_home import add_tiny_core, asking, tiny_config
 
 from siltstone.config import SiltstoneConfig
+from siltstone.errors import Unavailable
 from siltstone.values import AnswerEnd, Interaction
+from siltstone_services.benchmark.resizing import Traffic
 from siltstone_services.client import SiltstoneClient
 from siltstone_services.gateway import Gateway
 from siltstone_services.wiring import cluster_host
@@ -87,6 +90,12 @@ def pids_of(host: Any) -> dict[str, int]:
     return {name: ray.get(pid) for name, pid in ask.items()}
 
 
+async def until_ended(pid: int) -> None:
+    async with asyncio.timeout(30):
+        while Path(f"/proc/{pid}").exists():
+            await asyncio.sleep(0.1)
+
+
 async def until_shares(client: SiltstoneClient, *shares: int) -> None:
     async with asyncio.timeout(90):
         while sorted(len(shard.partitions) for shard in await client.shards()) != sorted(shares):
@@ -136,3 +145,40 @@ async def test_shards_that_are_killed_and_stopped_learn_every_interaction_once(
         epochs = [place.epoch for shard in await client.shards() for place in shard.partitions]
         assert min(epochs) >= 2
     assert found == await embedded_blobs(home, stream)
+
+
+async def test_shards_join_and_leave_under_load_and_nobody_notices(home: Path, settings: dict[str, Any]) -> None:
+    config = tiny_config(home, {**settings, "cluster.stalled_after_s": 60.0})
+    users = USERS[:6]
+    async with served(config) as (host, client):
+        async with Traffic(host, users) as traffic:
+            await traffic.goes_on(3)
+            pids = await asyncio.to_thread(pids_of, host)
+            await host.resize(3)
+            assert sorted(len(shard.partitions) for shard in await client.shards()) == [5, 5, 6]
+            await traffic.goes_on(3)
+            joined = await asyncio.to_thread(pids_of, host)
+            assert set(joined) == {*pids, "shard-2"}
+            await host.resize(1)
+            assert [len(shard.partitions) for shard in await client.shards()] == [16]
+            await traffic.goes_on(3)
+            await host.resize(2)
+            assert sorted(len(shard.partitions) for shard in await client.shards()) == [8, 8]
+            await traffic.goes_on(3)
+        assert traffic.failures == []
+        assert host._conductor.coordinator.num_takeovers == 0
+        for name in ("shard-1", "shard-2"):
+            await until_ended(joined[name])
+        found = await blobs_of(host, users)
+    stream = [one for owner in users for one in traffic.said[owner]]
+    assert found == await embedded_blobs(home, stream, users)
+
+
+async def test_what_ray_has_no_room_for_is_told_and_changes_nothing(home: Path, settings: dict[str, Any]) -> None:
+    config = tiny_config(home, {**settings, "cluster.start_budget_s": 30.0})
+    async with served(config) as (host, client):
+        host._resizing._fleet._cluster = replace(config.cluster, start_budget_s=2.0, cpus_per_shard=1_000.0)
+        with pytest.raises(Unavailable, match="no room for another shard"):
+            await host.resize(3)
+        assert sorted(len(shard.partitions) for shard in await client.shards()) == [8, 8]
+        assert host._conductor.members == ("shard-0", "shard-1")

@@ -9,13 +9,14 @@ import base64
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 import servers
+from simulated_stores import MemoryJournal, MemoryStore
 
 from siltstone.adapters.aes_gcm_sealer import AesGcmSealer
 from siltstone.adapters.kafka_config import KafkaConfig
@@ -180,13 +181,26 @@ def kafka_journal(request: Request, folder: Path, fixture: str = "tansu_address"
     return JournalBackend(opened)
 
 
+def memory_journal(request: Request, folder: Path) -> JournalBackend:
+    """What tests simulate with: as good as the real ones, or what is seen with it says nothing of them."""
+    journal = MemoryJournal(NUM_PARTITIONS)
+    return JournalBackend(lambda: nullcontext(journal))
+
+
+def memory_store(request: Request, folder: Path) -> StoreBackend:
+    store = MemoryStore(NUM_PARTITIONS, ID_WINDOW)
+    return StoreBackend(lambda: nullcontext(store))
+
+
 JOURNALS = {
+    "memory": memory_journal,
     "sqlite": sqlite_journal,
     "sqlite-sealed": partial(sqlite_journal, sealing=embedded_sealer),
     "kafka": kafka_journal,
     "kafka-noida": partial(kafka_journal, fixture="noida_address"),
 }
 STORES = {
+    "memory": memory_store,
     "sqlite": sqlite_store,
     "sqlite-sealed": partial(sqlite_store, sealing=embedded_sealer),
     "redis": redis_store,

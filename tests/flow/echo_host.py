@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-from siltstone.errors import InvalidInput, Overloaded
+from siltstone.errors import InvalidInput, Overloaded, Unavailable
 from siltstone.journal.admit import encode
 from siltstone.journal.partition import partition_of
 from siltstone.values import (
@@ -229,6 +229,10 @@ class EchoHost:
             ShardView("echo", "ready", places, len(self._memories), 12, 0.5),
             ShardView("late", "stalled", (), 0, 0),
         )
+
+    async def resize(self, num_shards: int) -> None:
+        if num_shards > 2:
+            raise Unavailable("Ray", "it has no room for another shard")
 
 
 def _words(interaction: Interaction) -> list[str]:

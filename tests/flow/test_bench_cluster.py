@@ -19,6 +19,7 @@ from siltstone_services.benchmark.absorption import run_absorb_share, run_overlo
 from siltstone_services.benchmark.gateway_load import Round, run_gateway
 from siltstone_services.benchmark.ingest import run_ingest
 from siltstone_services.benchmark.readings import Outcome
+from siltstone_services.benchmark.resizing import run_resize
 from siltstone_services.benchmark.stored_redis import run_stored_redis
 from siltstone_services.benchmark.world import Shape, World
 from siltstone_services.shard import EmbeddedHost
@@ -127,6 +128,22 @@ def test_absorbing_and_overload_run_on_real_servers(tmp_path: Path) -> None:
         where = f"127.0.0.1:{broker.port}", f"redis://127.0.0.1:{store.port}"
         assert names(run_absorb_share(World(TINY), 3, 2, *where, tmp_path, silent))
         assert names(run_overload(1.0, *where, tmp_path, silent))
+
+
+def test_a_resize_needs_servers(tmp_path: Path) -> None:
+    assert run_resize("127.0.0.1:9092", "", 1.0, 1, tmp_path, silent).absence
+
+
+@pytest.mark.slow
+def test_a_resize_is_timed_on_real_servers(tmp_path: Path) -> None:
+    with servers.tansu(tmp_path / "tansu") as broker, servers.valkey(tmp_path / "valkey") as store:
+        addresses = (f"127.0.0.1:{broker.port}", f"redis://127.0.0.1:{store.port}")
+        outcome = run_resize(*addresses, 3.0, 1, tmp_path / "homes", silent)
+
+    assert not outcome.refusal
+    by_name = {reading.name: reading.value for reading in outcome.readings}
+    assert by_name["resize, calls that failed"] == 0
+    assert {"resize, observe, p99 during", "resize, score, p50 before"} <= set(by_name)
 
 
 @pytest.mark.slow

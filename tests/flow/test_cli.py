@@ -199,6 +199,15 @@ def test_the_shards_are_shown_with_what_they_own(run: Run) -> None:
     assert [line.split()[:3] for line in told[-4:]] == [[str(number), "echo", "7"] for number in range(4)]
 
 
+def test_the_shards_are_shown_once_there_are_so_many(run: Run) -> None:
+    resized = run("cluster", "resize", "2")
+    assert (resized.exit_code, resized.stderr) == (0, "resizing to 2 shards ...\n")
+    assert "2 shards, 4 partitions owned" in resized.stdout
+    refused = run("cluster", "resize", "3")
+    assert (refused.exit_code, "it has no room for another shard" in refused.stderr) == (5, True)
+    assert run("cluster", "resize", "0").exit_code == 2
+
+
 def test_an_export_is_a_zip_that_proves_itself(run: Run, tmp_path: Path) -> None:
     run("record", "-u", "lea", "one two three")
     exported = run("export", "-u", "lea")

@@ -255,6 +255,26 @@ def test_the_last_shard_is_not_drained_while_there_is_no_other() -> None:
     assert told.shares() == {"a": 24}
 
 
+def test_what_is_left_to_be_moved_is_told() -> None:
+    told = Told()
+    told.beat("a")
+    (assign,) = told.tick()
+    assert told.coordinator.holds_any("a")
+    assert not told.coordinator.is_even
+    told.carry_out(assign)
+    assert told.coordinator.is_even
+    told.beat("b")
+    assert told.coordinator.is_settled
+    assert not told.coordinator.is_even
+    told.settle()
+    assert told.coordinator.is_even
+    told.coordinator.drain("a")
+    assert not told.coordinator.is_even
+    told.settle()
+    assert told.coordinator.is_even
+    assert not told.coordinator.holds_any("a")
+
+
 def test_closing_takes_everything_from_everybody() -> None:
     told = Told()
     told.beat("a", "b")

@@ -7,8 +7,8 @@ import os
 import sqlite3
 import stat
 import sys
-from dataclasses import replace
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 

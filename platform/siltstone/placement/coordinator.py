@@ -156,6 +156,10 @@ class Coordinator:
             if one.seat is not None and one.seat.shard == shard and self.owner_of(number) is not None
         )
 
+    def holds_any(self, shard: str) -> bool:
+        """Says whether a shard owns a partition, is about to, or has not let it go yet."""
+        return any(one.seat is not None and one.seat.shard == shard for one in self._partitions)
+
     @property
     def shards(self) -> dict[str, ShardState]:
         """The shards that are there."""
@@ -170,6 +174,14 @@ class Coordinator:
     def is_settled(self) -> bool:
         """Whether every partition has its owner and none is on its way."""
         return self.num_owned == len(self._partitions)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every partition has its owner, and the shares differ by one at most: nothing is left to be moved."""
+        if not self.is_settled:
+            return False
+        shares = [len(self.partitions_of(name)) for name, one in self._shards.items() if one.state is ShardState.READY]
+        return bool(shares) and sum(shares) == len(self._partitions) and max(shares) - min(shares) <= 1
 
     @property
     def is_empty(self) -> bool:

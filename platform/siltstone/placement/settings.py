@@ -12,6 +12,7 @@ _MORE_THAN_0: Final = (
     "stalled_after_s",
     "assign_budget_s",
     "release_budget_s",
+    "leave_budget_s",
     "start_budget_s",
     "follow_budget_s",
 )
@@ -25,7 +26,8 @@ class ClusterConfig:
     """Whether the server is a cluster: shards on Ray, the journal on Kafka, memories in Redis. Otherwise everything is
     in one process, over the home folder."""
     num_shards: int = 2
-    """Shards that are started. Each is an actor of Ray with a whole core of its own."""
+    """Shards that are started; `siltstone cluster resize` changes how many there are while the server runs. Each is an
+    actor of Ray with a whole core of its own."""
     cpus_per_shard: float = 1.0
     """Processor cores that Ray sets aside for a shard."""
     gpus_per_shard: float = 0.0
@@ -49,6 +51,9 @@ class ClusterConfig:
     """Seconds a shard may take to begin with partitions that it was given."""
     release_budget_s: float = 10.0
     """Seconds a shard may take to let partitions go, the round under way committed; then they are taken from it."""
+    leave_budget_s: float = 60.0
+    """Seconds that answers which run on a shard that leaves may still take, once its partitions are others'; then its
+    process ends, and the next owner goes on with them."""
     start_budget_s: float = 600.0
     """Seconds that Ray may take to place a shard, and a shard to load its core."""
     max_moves: int = 32

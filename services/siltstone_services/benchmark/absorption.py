@@ -27,7 +27,17 @@ from siltstone.journal.partition import partition_of
 from siltstone.memory.absorber import Absorbers
 from siltstone.memory.shard import Shard, ShardConfig
 from siltstone.ports import Journal, SnapshotStore
-from siltstone.values import Consent, Interaction, InteractionKind, JournalRecord, Message, Parked, Receipt, Role, UserKey
+from siltstone.values import (
+    Consent,
+    Interaction,
+    InteractionKind,
+    JournalRecord,
+    Message,
+    Parked,
+    Receipt,
+    Role,
+    UserKey,
+)
 from siltstone_services.benchmark.planted_core import add_core, planted_config, train
 from siltstone_services.benchmark.readings import Outcome, Reading, Say, at_least, at_most, ratio_readings
 from siltstone_services.benchmark.timing import Turn, take_turns
@@ -265,7 +275,7 @@ async def _flood(host: EmbeddedHost, for_s: float) -> tuple[_Flood, dict[str, fl
 def run_overload(for_s: float, brokers: str, redis: str, folder: Path, say: Say) -> Outcome:
     """Offers a shard ten times what it absorbs, from producers who do not wait, and watches what waits.
 
-    A small core, so that much is said; producers and shard share one process, so that what is absorbed meanwhile is less
+    A small core, so that much is said; producers and shard share one process, so that less is absorbed meanwhile
     than a shard by itself absorbs. What was taken in must be absorbed, once, and what was refused must say when to come
     again.
     """

@@ -1,4 +1,4 @@
-"""The cases of `siltstone bench cluster`: the gateway, the journal, absorbing, the store by how many users it holds."""
+"""The cases of `siltstone bench cluster`: gateway, journal, absorbing, a resize, the store by how many it holds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from siltstone_services.benchmark.absorption import run_absorb_share, run_overlo
 from siltstone_services.benchmark.gateway_load import run_gateway
 from siltstone_services.benchmark.ingest import run_ingest
 from siltstone_services.benchmark.readings import Outcome, Say
+from siltstone_services.benchmark.resizing import run_resize
 from siltstone_services.benchmark.stored_redis import run_stored_redis
 from siltstone_services.benchmark.wake import SMALL_MEMORY
 from siltstone_services.benchmark.world import COMMON, SMOLLM2, Shape, World
@@ -33,4 +34,5 @@ def cluster_cases(quick: bool, folder: Path, brokers: str, redis: str, say: Say)
         del default
     if len(places) == 1:
         yield Outcome("overload, absorb: Kafka and Redis", absence="they were not both given")
+    yield run_resize(brokers, redis, 8.0 if quick else 60.0, 1 if quick else 10, folder, say)
     yield run_stored_redis(redis, (100, 1_000) if quick else (1_000, 30_000, 1_000_000), 4 if quick else 60, say)

@@ -92,6 +92,9 @@ class StubHost:
         """Has none."""
         return ()
 
+    async def resize(self, num_shards: int) -> None:
+        """Has nothing to resize."""
+
 
 class BareMemory(MemoryServiceServicer):
     """Answers Record as the gateway over the stub does, and looks at nothing."""

@@ -53,7 +53,7 @@ def siltstone(
 
 
 app.command("up")(server.up)
-app.command("cluster")(server.cluster)
+app.add_typer(server.cluster_app, name="cluster")
 app.command("chat")(chat.chat)
 app.command("record")(feeding.record)
 app.command("feedback")(feeding.feedback)

@@ -67,5 +67,9 @@ def cluster(
         str, typer.Option(help="redis://host:port of a server that holds nothing else; what is stored stays.")
     ] = "",
 ) -> None:
-    """Measure what a cluster is made of: the gateway, the journal, the store by how many users it holds."""
+    """Measure what a cluster is made of: the gateway, the journal, the store by how many users it holds.
+
+    And what users notice of a shard that joins and one that leaves. What needs brokers or a Redis is run where they are
+    given.
+    """
     raise typer.Exit(_bench.run_cluster(quick=quick, json_path=json_path, brokers=kafka, redis=redis))

@@ -16,6 +16,10 @@ MAX_NUMBER: Final = (1 << 63) - 1
 """The largest number that a request can carry."""
 
 
+MAX_SHARDS: Final = (1 << 31) - 1
+"""The largest number of shards that a request can carry."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Where the configuration comes from, and what of it was set on the command line."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.errors import SiltstoneError, Unavailable
@@ -59,14 +59,13 @@ class Conductor:
         self._changed = asyncio.Event()
         self._hurry = asyncio.Event()
         self._suspects: dict[str, asyncio.Event] = {}
+        self._listeners: dict[str, tuple[asyncio.Task[None], ...]] = {}
         self._has_first = asyncio.Event()
         self._samples: dict[str, tuple[float, Beat]] = {}
 
     async def __aenter__(self) -> Conductor:
-        for name in self._fleet.names:
-            self._suspects[name] = asyncio.Event()
-            self._start(self._listen(name))
-            self._start(self._watch(name))
+        for number, name in enumerate(self._fleet.names):
+            self._listen_to(name, is_first=number == 0)
         self._start(self._conduct())
         self._start(self._look_at_ends())
         self._start(self._look_at_ages())
@@ -77,15 +76,45 @@ class Conductor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _LOG.error("conductor failed", extra={"error": f"{type(error).__name__}: {error}"})
+
+    # Shards come and go.
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The shards that are listened to, whether they are there or not."""
+        return tuple(self._listeners)
+
+    def join(self, name: str) -> None:
+        """Listens to a shard from now on: it gets its share as soon as it says that it is there."""
+        self._listen_to(name, is_first=False)
+
+    def _listen_to(self, name: str, is_first: bool) -> None:
+        self._suspects[name] = asyncio.Event()
+        self._listeners[name] = (self._start(self._listen(name, is_first)), self._start(self._watch(name)))
+
+    def part(self, name: str) -> None:
+        """Listens to a shard no more: it is to end, and not to begin anew."""
+        for task in self._listeners.pop(name):
+            task.cancel()
+        del self._suspects[name]
+        said: tuple[dict[str, Any], ...] = (self.beats, self.rates, self.troubles, self._samples)
+        for by_name in said:
+            by_name.pop(name, None)
+        self.coordinator.gone(name)
+        # Another one may bear its name some day.
+        self.coordinator.undrain(name)
+        self.hurry()
+        self.tell()
 
     # What others ask.
 
@@ -174,9 +203,9 @@ class Conductor:
 
     # What it does all the time.
 
-    async def _listen(self, name: str) -> None:
+    async def _listen(self, name: str, is_first: bool) -> None:
         """Asks a shard how it is, again and again."""
-        if name != self._fleet.names[0]:
+        if not is_first:
             await self._has_first.wait()
         silent_since_s = time.monotonic()
         while True:

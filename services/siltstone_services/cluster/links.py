@@ -87,7 +87,18 @@ class ShardFleet(Protocol):
         ...
 
     def link(self, name: str) -> ShardLink:
-        """Returns how a shard is reached now."""
+        """Returns how a shard is reached now. Raises: ShardGone when there is none of that name."""
+        ...
+
+    async def begin(self, name: str) -> None:
+        """Starts one more shard. A caller that gives up leaves nothing behind.
+
+        Raises: Unavailable when there is no room for it.
+        """
+        ...
+
+    async def end(self, name: str) -> None:
+        """Stops a shard that owns nothing any more, ends its process for good, and gives its room back."""
         ...
 
     async def restart(self, name: str, is_gone: bool) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
+import os
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +14,8 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import ray
 import ray.exceptions
-from ray.util.placement_group import placement_group, remove_placement_group
+import torch
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from siltstone.config import SiltstoneConfig
@@ -28,6 +32,7 @@ from siltstone_services.cluster.shard_actor import ShardActor
 T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
+_LOOKS_FOR_ROOM_S: Final = 0.5
 _DIED_FOR_GOOD: Final = 4
 """Times in a row that an actor must be told dead before it is taken for one that Ray will not start anew."""
 
@@ -132,7 +137,10 @@ class _Place:
 
 
 class RayShards:
-    """`ShardFleet` of actors in placement groups. Call it from one event loop."""
+    """`ShardFleet` of actors in placement groups: one for those it begins with, and one for each that comes later.
+
+    Call it from one event loop.
+    """
 
     max_task_retries: ClassVar[int] = 0
     """A call that was cut off is sent again by who made it, to the owner of that moment, and not by Ray. Were it sent
@@ -145,25 +153,58 @@ class RayShards:
         """
         self._config, self._cluster, self._log_level = config, config.cluster, log_level
         self._places: dict[str, _Place] = {}
-        group = self._reserve(self._cluster.num_shards)
+        self._spare: list[_Place] = []
+        """Room of shards that have left, in groups in which others still live: Ray gives a group's room back as a
+        whole."""
+        group = placement_group([self._bundle] * self._cluster.num_shards, strategy=self._cluster.strategy)
+        if not group.wait(self._cluster.start_budget_s):
+            remove_placement_group(group)
+            raise self._no_room(f"{self._cluster.num_shards} shards")
         for number in range(self._cluster.num_shards):
             name = f"shard-{number}"
             self._places[name] = _Place(group, number)
             self._begin(name)
 
-    def _reserve(self, num_bundles: int) -> Any:
+    @property
+    def _bundle(self) -> dict[str, float]:
         cluster = self._cluster
         wanted = {
             "CPU": cluster.cpus_per_shard,
             "GPU": cluster.gpus_per_shard,
             "memory": cluster.memory_bytes_per_shard,
         }
-        bundle = {name: amount for name, amount in wanted.items() if amount}
-        group = placement_group([bundle] * num_bundles, strategy=cluster.strategy)
-        if not group.wait(cluster.start_budget_s):
-            remove_placement_group(group)
-            raise Unavailable("Ray", f"it has no room for {num_bundles} shards of {bundle}")
-        return group
+        return {name: amount for name, amount in wanted.items() if amount}
+
+    def _no_room(self, what: str) -> Unavailable:
+        return Unavailable("Ray", f"it has no room for {what} of {self._bundle}")
+
+    async def _find_room(self) -> _Place:
+        """Finds room for one more shard. Raises: Unavailable."""
+        if self._spare:
+            return self._spare.pop()
+        elsewhere: dict[str, Any] = {}
+        if self._cluster.strategy == "STRICT_SPREAD" and (nodes := await asyncio.to_thread(self._nodes)):
+            # A group of its own knows nothing of the others: it is told where they are.
+            elsewhere = {"bundle_label_selector": [{"ray.io/node-id": f"!in({','.join(sorted(nodes))})"}]}
+        group = placement_group([self._bundle], strategy="PACK", **elsewhere)
+        is_there, give_up_at_s = False, time.monotonic() + self._cluster.start_budget_s
+        try:
+            while not is_there:
+                if time.monotonic() >= give_up_at_s:
+                    raise self._no_room("another shard")
+                # In short waits: whoever gives up is not held up by Ray.
+                is_there = await asyncio.to_thread(group.wait, _LOOKS_FOR_ROOM_S)
+        finally:
+            if not is_there:
+                remove_placement_group(group)
+        return _Place(group, 0)
+
+    def _nodes(self) -> set[str]:
+        """Returns the machines on which shards are placed."""
+        found: set[str] = set()
+        for place in self._places.values():
+            found.add(placement_group_table(place.group)["bundles_to_node_id"][place.bundle])
+        return found
 
     def _begin(self, name: str) -> None:
         place, cluster = self._places[name], self._cluster
@@ -190,9 +231,33 @@ class RayShards:
 
     def link(self, name: str) -> RayLink:
         """See `ShardFleet.link`."""
-        link = self._places[name].link
-        assert link is not None
-        return link
+        place = self._places.get(name)
+        if place is None or place.link is None:
+            raise ShardGone(f"the shard {name}", "it has left")
+        return place.link
+
+    async def begin(self, name: str) -> None:
+        """See `ShardFleet.begin`."""
+        self._places[name] = await self._find_room()
+        self._begin(name)
+
+    async def end(self, name: str) -> None:
+        """See `ShardFleet.end`."""
+        await self._end(name)
+        place = self._places.pop(name)
+        place.link, place.num_died = None, 0
+        self._spare.append(place)
+        if all(other.group is not place.group for other in self._places.values()):
+            self._spare = [spare for spare in self._spare if spare.group is not place.group]
+            remove_placement_group(place.group)
+
+    async def _end(self, name: str) -> None:
+        try:
+            await within(self._cluster.release_budget_s, self.link(name).stop())
+        except (SiltstoneError, TimeoutError) as error:
+            told = {"shard": name, "error": str(error) or type(error).__name__}
+            _LOG.info("shard was not there to be stopped", extra=told)
+        ray.kill(self.link(name).actor, no_restart=True)
 
     async def restart(self, name: str, is_gone: bool) -> None:
         """See `ShardFleet.restart`. Ray starts an actor anew by itself, as often as it is allowed to."""
@@ -206,12 +271,7 @@ class RayShards:
     async def stop(self) -> None:
         """Stops every node, then its process, and gives the room back."""
         for name in self.names:
-            try:
-                await within(self._cluster.release_budget_s, self.link(name).stop())
-            except (SiltstoneError, TimeoutError) as error:
-                told = {"shard": name, "error": str(error) or type(error).__name__}
-                _LOG.info("shard was not there to be stopped", extra=told)
-            ray.kill(self.link(name).actor, no_restart=True)
+            await self._end(name)
         for group in {id(place.group): place.group for place in self._places.values()}.values():
             remove_placement_group(group)
 
@@ -229,8 +289,9 @@ def joined(config: ClusterConfig) -> Iterator[None]:
     options: dict[str, Any] = {"namespace": config.ray_namespace, "logging_level": logging.WARNING}
     if config.ray_address == "local":
         options |= {
-            "num_cpus": max(1, math.ceil(config.cpus_per_shard * config.num_shards)),
-            "num_gpus": math.ceil(config.gpus_per_shard * config.num_shards),
+            # All of this machine, so that the cluster may grow into it; or more, where that is what it begins with.
+            "num_cpus": max(os.cpu_count() or 1, math.ceil(config.cpus_per_shard * config.num_shards)),
+            "num_gpus": _num_gpus(config),
             "include_dashboard": False,
         }
     try:
@@ -241,6 +302,11 @@ def joined(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _num_gpus(config: ClusterConfig) -> int:
+    wanted = math.ceil(config.gpus_per_shard * config.num_shards)
+    return max(wanted, torch.cuda.device_count()) if wanted else 0
 
 
 def _first_line(error: BaseException) -> str:

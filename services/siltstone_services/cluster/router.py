@@ -38,6 +38,7 @@ from siltstone_services.cluster.backends import Backends
 from siltstone_services.cluster.batches import Batches
 from siltstone_services.cluster.conductor import Conductor
 from siltstone_services.cluster.links import ScoreQuestion, Scores, ShardGone, ShardLink
+from siltstone_services.cluster.resizing import Resizing
 from siltstone_services.parking import parked_among
 from siltstone_services.training import forget_job
 
@@ -53,8 +54,10 @@ class ClusterHost:
     gives up or `cluster.follow_budget_s` is over. All that is asked so changes nothing, or the same if it is repeated.
     """
 
-    def __init__(self, conductor: Conductor, backends: Backends, clock: Clock, config: SiltstoneConfig) -> None:
-        self._conductor, self._clock, self._config = conductor, clock, config
+    def __init__(
+        self, conductor: Conductor, resizing: Resizing, backends: Backends, clock: Clock, config: SiltstoneConfig
+    ) -> None:
+        self._conductor, self._resizing, self._clock, self._config = conductor, resizing, clock, config
         self._journal, self._store, self._sealer = backends.journal, backends.store, backends.sealer
         self._num_partitions = config.kafka.num_partitions
         self._budget_s = config.cluster.follow_budget_s
@@ -257,6 +260,10 @@ class ClusterHost:
         """See `ports.ShardHost.shards`."""
         conductor = self._conductor
         return tuple(self._view(name, str(state)) for name, state in sorted(conductor.coordinator.shards.items()))
+
+    async def resize(self, num_shards: int) -> None:
+        """See `ports.ShardHost.resize`."""
+        await self._resizing.to(num_shards)
 
     def _view(self, name: str, state: str) -> ShardView:
         conductor, beat = self._conductor, self._conductor.beats.get(name)

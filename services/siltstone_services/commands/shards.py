@@ -1,4 +1,4 @@
-"""Shows the shards of a server."""
+"""Shows the shards of a server, and changes how many there are."""
 
 from __future__ import annotations
 
@@ -7,12 +7,24 @@ from collections.abc import Sequence
 from siltstone.values import PartitionView, ShardView
 from siltstone_services.cli.options import Reach
 from siltstone_services.commands.connection import ask
-from siltstone_services.commands.screen import counted, out, size_text, table
+from siltstone_services.commands.screen import counted, err, out, size_text, table
 
 
 def show(reach: Reach, has_partitions: bool) -> None:
     """Prints a line for every shard; with `has_partitions` also one for every partition."""
     shards: tuple[ShardView, ...] = ask(reach, lambda client: client.shards())
+    _print(shards)
+    if has_partitions:
+        out().print(_partitions(shards))
+
+
+def resize(reach: Reach, num_shards: int) -> None:
+    """Prints the shards once there are so many."""
+    err().print(f"resizing to {counted(num_shards, 'shard')} ...")
+    _print(ask(reach, lambda client: client.cluster.resize(num_shards)))
+
+
+def _print(shards: Sequence[ShardView]) -> None:
     columns = ("shard", "state", "#partitions", "#epochs", "#lag", "#users", "#held", "#absorbed/s", "#tokens/s")
     told = table(*columns)
     for shard in shards:
@@ -32,8 +44,6 @@ def show(reach: Reach, has_partitions: bool) -> None:
     console.print(told)
     num_owned = sum(len(shard.partitions) for shard in shards)
     console.print(f"{counted(len(shards), 'shard')}, {counted(num_owned, 'partition')} owned")
-    if has_partitions:
-        console.print(_partitions(shards))
 
 
 def _partitions(shards: Sequence[ShardView]) -> object:
