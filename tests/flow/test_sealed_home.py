@@ -62,6 +62,7 @@ async def test_a_home_goes_on_under_a_new_master_key_and_without_the_old_one(tmp
         assert (rotated.exit_code, rotated.stdout[:31]) == (0, "2 looked at, 2 wrapped anew; th")
         assert await scores(host, ADA) == learned
     old.unlink()
+    write_config(tmp_path, {"sealing.master_key_file": str(new)})
     async with embedded_host(tiny_config(tmp_path, {"sealing.master_key_file": str(new)})) as host:
         assert await scores(host, ADA) == learned
         assert [record.interaction_id for record in (await host.export(BEN)).journal] == ["b0"]
