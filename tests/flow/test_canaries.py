@@ -52,7 +52,7 @@ def test_below_k_people_nothing_is_transferred_and_the_gate_refuses_a_night_that
 
     assert transferred(Arm.AS_IT_IS, *PRIVATE) == 0
     # By chance one in a thousand rises above all others, and one in eight above the seven beside it.
-    assert transferred(Arm.AS_IT_IS, Holders.ENOUGH) > 4
+    assert transferred(Arm.AS_IT_IS, Holders.ENOUGH) >= 3
     assert sum(one.transfer[Holders.ENOUGH].num_chosen for one in nights[Arm.AS_IT_IS]) > 8
     assert all("canary_exposure" not in one.failed for one in nights[Arm.AS_IT_IS])
     assert all("bits_per_byte" not in one.failed for one in nights[Arm.AS_IT_IS])
