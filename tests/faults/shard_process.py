@@ -18,6 +18,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -103,7 +104,8 @@ class WholeStore:
             self.stops_before_commit = False
             with self._nobody_writing():
                 self._tell("stopped", **what)
-                os.kill(os.getpid(), signal.SIGSTOP)
+                # To this thread: sent to the process, it may be another one that stops first, and this one goes on.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         try:
             self.write(commit)
         except (StaleLease, PositionConflict) as error:
