@@ -52,9 +52,11 @@ class Running:
     def effects(self, *kinds: str) -> list[dict[str, Any]]:
         """Returns what it has told so far, of these kinds."""
         try:
-            lines = Path(self.shard.effects).read_text().splitlines()
+            text = Path(self.shard.effects).read_text()
         except FileNotFoundError:
             return []
+        # What stands behind the last line's end is still being told, or was when the shard was killed.
+        lines = text[: text.rfind("\n") + 1].splitlines()
         return [told for told in map(json.loads, lines) if not kinds or told["what"] in kinds]
 
     def wait_for(self, kind: str, num_before: int = 0) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def survive(
             return place.num_taken_in() >= behind
 
         # The stream goes on as it is taken in, so that kills fall into all of it.
-        wait_until(goes_on, "the stream to go on")
+        wait_until(goes_on, "the stream to go on", 600.0)
     killer.end_calmly()
     return {
         "kills": killer.num_kills,
