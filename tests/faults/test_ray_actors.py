@@ -29,6 +29,7 @@ from siltstone.config import SiltstoneConfig
 from siltstone.values import Interaction
 from siltstone_services.cluster.backends import open_backends
 from siltstone_services.cluster.conductor import Conductor
+from siltstone_services.cluster.resizing import Resizing
 from siltstone_services.cluster.router import ClusterHost
 
 pytestmark = pytest.mark.slow
@@ -68,7 +69,11 @@ async def ray_host(config: SiltstoneConfig, task_retries: int) -> AsyncIterator[
         try:
             async with Conductor(config.kafka.num_partitions, fleet, backends.journal, config.cluster) as conductor:
                 await conductor.wait_for(lambda: conductor.coordinator.is_settled, 300, "the cluster", "no shards")
-                yield ClusterHost(conductor, backends, SystemClock(), config), conductor, fleet
+                resizing = Resizing(conductor, fleet, config.kafka.num_partitions, config.cluster)
+                try:
+                    yield ClusterHost(conductor, resizing, backends, SystemClock(), config), conductor, fleet
+                finally:
+                    await resizing.close()
                 await conductor.close(config.cluster.release_budget_s)
         finally:
             await fleet.stop()
