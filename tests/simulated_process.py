@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Final, Protocol, cast
 
@@ -97,6 +98,53 @@ class CrashingStore:
         return getattr(self._store, name)
 
 
+class OnItsWay(Future[None]):
+    """A commit that travels. Whoever waits for it lets it arrive now."""
+
+    def __init__(self, process: Process, run: Callable[[], None]) -> None:
+        super().__init__()
+        self._process, self._run = process, run
+
+    def arrive(self) -> None:
+        """Lets it arrive, if its process lives; one that stands still sends nothing before it goes on."""
+        process = self._process
+        if self.done() or not process.is_alive:
+            return
+        if not process.is_up:
+            process.world.later(process.frozen_until_s - process.world.now_s + 0.2, self.arrive)
+            return
+        try:
+            self._end()
+        except Crash:
+            process.world.crash(process)
+
+    def _end(self) -> None:
+        self._run()
+        self.set_result(None)
+
+    def result(self, timeout: float | None = None) -> None:
+        """See `Future.result`; there is no other thread here that it could be waited for."""
+        if not self.done():
+            self._end()
+        return super().result(timeout)
+
+
+class LateCommitter:
+    """Sends the commits of a process, which take some time; without any, they are there at once."""
+
+    def __init__(self, process: Process, most_s: float) -> None:
+        self._process, self._most_s = process, most_s
+
+    def submit(self, run: Callable[[], None], /) -> Future[None]:
+        """See `Committer.submit`."""
+        sent = OnItsWay(self._process, run)
+        if self._most_s:
+            self._process.world.later(self._most_s, sent.arrive)
+        else:
+            sent.result()
+        return sent
+
+
 class Surroundings(Protocol):
     """What a process knows of the world around it."""
 
@@ -123,7 +171,7 @@ class Surroundings(Protocol):
 class Process:
     """One life of a shard's process: a real shard and a real worker without its thread, which `turn` steps."""
 
-    def __init__(self, world: Surroundings, seat: Seat, config: ShardConfig) -> None:
+    def __init__(self, world: Surroundings, seat: Seat, config: ShardConfig, commit_s: float) -> None:
         self.world, self.seat = world, seat
         self.store = CrashingStore(world.store)
         self.is_alive, self.frozen_until_s, self.next_beat_s = True, 0.0, 0.0
@@ -152,6 +200,7 @@ class Process:
             lambda _: None,
             world.journal.look_every_s,
             lambda: world.now_s,
+            LateCommitter(self, commit_s),
         )
 
     @property

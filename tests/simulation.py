@@ -86,7 +86,8 @@ class World:
             gather_wait_s=0.05,
             retry_after_s=1.0,
         )
-        self.processes[name] = Process(self, Seat(name, str(self._num_lives)), config)
+        commit_s = self.chance.choice((0.0, 0.3, 2.0))
+        self.processes[name] = Process(self, Seat(name, str(self._num_lives)), config, commit_s)
 
     def crash(self, process: Process) -> None:
         """Ends a process: what it had in memory is gone. Somebody notices in time, and another life begins."""

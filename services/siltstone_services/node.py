@@ -7,7 +7,7 @@ import logging
 import os
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from copy import copy
 from dataclasses import dataclass
@@ -105,7 +105,7 @@ class ShardNode:
         try:
             await self._begin()
         except BaseException:
-            await asyncio.to_thread(self._worker.stop)
+            await asyncio.to_thread(self._stop)
             raise
         self._watching = asyncio.create_task(self._succession.watch(self._ask))
         return self
@@ -113,12 +113,17 @@ class ShardNode:
     async def __aexit__(self, *_: object) -> None:
         self._watching.cancel()
         await asyncio.gather(self._watching, return_exceptions=True)
-        await asyncio.to_thread(self._worker.stop)
+        await asyncio.to_thread(self._stop)
         _LOG.info("shard stopped", extra={"num_waiting": self._num_waiting()})
         self._fail(Unavailable("the shard", "it was stopped"))
 
     async def _begin(self) -> None:
         """Does what is to be done before anybody asks; a node by itself waits for partitions."""
+
+    def _stop(self) -> None:
+        """Ends both threads. What is on its way to the store arrives."""
+        self._worker.stop()
+        self._committer.shutdown()
 
     def _num_waiting(self) -> int:
         return 0
@@ -130,6 +135,7 @@ class ShardNode:
         # A GPU computes for all users at once; a processor has threads that can each take a part of them.
         crew = Crew(num_threads if torch.device(engine.device).type == "cpu" else 1)
         leading = open_lane(self._loaded, self._config, crew)
+        self._committer = ThreadPoolExecutor(1, "siltstone-commit")
         self._lanes = Lanes(leading)
         self._num_partitions = len(self._journal.end_positions())
         self._shard = Shard(
@@ -159,6 +165,7 @@ class ShardNode:
             self._on_trouble,
             self._on_failure,
             self._journal.look_every_s,
+            committer=self._committer,
         )
         self._answers = Answers(
             self._lanes,

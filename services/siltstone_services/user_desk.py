@@ -45,7 +45,7 @@ class UserDesk:
 
     async def export(self, owner: UserKey) -> UserExport:
         """Returns everything kept about a user."""
-        # Between two steps nothing is committed: card and snapshot are of one state.
+        # Between two steps, with nothing on its way to the store, card and snapshot are of one state.
         card, snapshot, damage = await self._ask(lambda: self._memory_kept(owner))
         records = await asyncio.to_thread(self._records_of, owner)
         parked = await asyncio.to_thread(lambda: tuple(self._store.parked(owner)))
@@ -53,6 +53,7 @@ class UserDesk:
 
     def _memory_kept(self, owner: UserKey) -> tuple[MemoryCard, Snapshot | None, SnapshotDamage | None]:
         card, snapshot, found = None, None, None
+        self._shard.settle()
         try:
             card = self._card_of(owner)
         except SnapshotMismatch:

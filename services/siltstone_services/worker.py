@@ -14,6 +14,7 @@ from typing import Any
 from siltstone.errors import Unavailable
 from siltstone.inference.engine import Progress
 from siltstone.memory.absorber import Step
+from siltstone.memory.committing import AtOnce, Committer
 from siltstone.memory.round import Round
 from siltstone.memory.shard import Shard, ShardConfig
 from siltstone.values import UserKey
@@ -43,11 +44,11 @@ class _RoundUnderWay:
 class Worker:
     """Steps the engines and a shard in turn. Commands from other threads run between two steps.
 
-    Answers go before absorbing; after `answers_before_absorb` decode steps in a row one absorb step has its turn. What
-    the journal or the store cannot do now is tried again after a pause: an absorbed round is kept for that, and answers
-    go on meanwhile. Upkeep takes what time is left. `on_progress` hears of every token, `on_commit` of every change of
-    the shard's positions or damage, `on_trouble` of every pause, `on_failure` of what ended the thread: all are called
-    on this thread.
+    Answers go before absorbing; after `answers_before_absorb` decode steps in a row one absorb step has its turn. While
+    one round travels to the store the next one is absorbed: one is on its way at most. What the journal or the store
+    cannot do now is tried again after a pause: an absorbed round is kept for that, and answers go on meanwhile. Upkeep
+    takes what time is left. `on_progress` hears of every token, `on_commit` of every change of the shard's positions or
+    damage, `on_trouble` of every pause, `on_failure` of what ended the thread: all are called on this thread.
     """
 
     def __init__(
@@ -62,15 +63,21 @@ class Worker:
         on_failure: Callable[[BaseException], None],
         look_every_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        committer: Committer | None = None,
     ) -> None:
-        """`look_every_s` is how often to look for records that nobody tells of; 0 for never. `clock` tells seconds."""
+        """`look_every_s` is how often to look for records that nobody tells of; 0 for never. `clock` tells seconds.
+
+        `committer` runs commits on a thread of its own, or here when there is none.
+        """
         self._lanes, self._shard, self._upkeep, self._config = lanes, shard, upkeep, config
         self._on_progress, self._on_commit = on_progress, on_commit
         self._on_trouble, self._on_failure = on_trouble, on_failure
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="siltstone-worker", daemon=True)
+        self._committer = AtOnce() if committer is None else committer
         self._may_have_records = True
         self._round: _RoundUnderWay | None = None
+        self._sent: _RoundUnderWay | None = None
         self._trouble: Unavailable | None = None
         self._absorb_at_s = 0.0
         self._answers_in_a_row = 0
@@ -111,10 +118,11 @@ class Worker:
     def _let_go(self) -> None:
         waiting = []
         for partitions, then in self._leavers:
-            if self._round is not None and self._trouble is not None:
-                for partition in partitions:
-                    self._round.taken.drop_partition(partition)
-            if self._round is not None and not partitions.isdisjoint(self._round.taken.ends):
+            if self._trouble is not None and not self._shard.is_committing:
+                for taken in self._rounds():
+                    for partition in partitions:
+                        taken.drop_partition(partition)
+            if not all(partitions.isdisjoint(taken.ends) for taken in self._rounds()):
                 waiting.append((partitions, then))
                 continue
             self._shard.leave(partitions)
@@ -125,8 +133,13 @@ class Worker:
     def leave_out(self, owner: UserKey) -> None:
         """Keeps a user's part of what is under way out of what it commits (on the worker's thread)."""
         self._upkeep.forget(owner)
-        if self._round is not None:
-            self._round.taken.leave_out(owner)
+        self._shard.settle()
+        for taken in self._rounds():
+            taken.leave_out(owner)
+
+    def _rounds(self) -> list[Round]:
+        """Returns the rounds that are not committed, the older one first."""
+        return [one.taken for one in (self._sent, self._round) if one is not None]
 
     def _drop_round(self) -> None:
         """Gives up the round under way: its records are taken in anew."""
@@ -163,6 +176,10 @@ class Worker:
         if self._is_stopping:
             return False
         started = self._clock()
+        try:
+            self._end_commit()
+        except Unavailable as error:
+            self._pause(error)
         self._look_out(started)
         self._step()
         self.busy_s += self._clock() - started
@@ -181,18 +198,32 @@ class Worker:
 
     @property
     def _wants_to_absorb(self) -> bool:
-        return self._round is not None or self._may_have_records
+        if self._must_send_again:
+            return True
+        if self._round is None:
+            return self._may_have_records
+        # An absorbed one waits for the one before it to arrive.
+        return self._sent is None or not self._round.is_absorbed
+
+    @property
+    def _must_send_again(self) -> bool:
+        return self._sent is not None and not self._shard.is_committing
 
     def _idle_s(self) -> float | None:
         """How long there is nothing to do but to wait for a command; None when until one comes."""
         if self._lanes.num_running:
             return 0.0
-        waits_s = [self._upkeep.wait_s()]
+        waits_s = [self._upkeep_wait_s]
         if self._wants_to_absorb:
             waits_s.append(max(0.0, self._absorb_at_s - self._clock()))
         elif self._look_every_s:
             waits_s.append(max(0.0, self._look_at_s - self._clock()))
         return min((wait_s for wait_s in waits_s if wait_s is not None), default=None)
+
+    @property
+    def _upkeep_wait_s(self) -> float | None:
+        """How long upkeep has nothing to do. What is on its way to the store may be what it would look for there."""
+        return None if self._shard.is_committing else self._upkeep.wait_s()
 
     def _take_commands(self, wait_s: float | None) -> None:
         """Runs what commands there are; where there is none, waits so long for one."""
@@ -211,9 +242,9 @@ class Worker:
         can_absorb = self._wants_to_absorb and self._clock() >= self._absorb_at_s
         has_turn = self._answers_in_a_row >= self._config.answers_before_absorb
         is_free = not self._lanes.num_running and not can_absorb
-        if self._upkeep.wait_s() == 0 and (is_free or self._steps_in_a_row >= _STEPS_BEFORE_UPKEEP):
+        if self._upkeep_wait_s == 0 and (is_free or self._steps_in_a_row >= _STEPS_BEFORE_UPKEEP):
             self._steps_in_a_row = 0
-            self._upkeep.step(self._round.taken.work.keys() if self._round is not None else ())
+            self._upkeep.step(set[UserKey]().union(*(taken.work for taken in self._rounds())))
             return
         if is_free:
             return
@@ -230,6 +261,9 @@ class Worker:
                 self._pause(error)
 
     def _absorb_step(self) -> None:
+        if self._must_send_again:
+            self._send()
+            return
         if self._round is None:
             taken = self._shard.gather()
             if self._shard.damaged:
@@ -242,19 +276,36 @@ class Worker:
         under_way = self._round
         if not under_way.is_absorbed:
             under_way.is_absorbed = next(under_way.steps, None) is None
-        if under_way.is_absorbed:
-            self._shard.commit(under_way.taken)
-            self._round = None
-            for memory in under_way.taken.memories.values():
-                if self._shard.owns(memory.owner):
-                    self._upkeep.notice(memory)
-            self._let_go()
-            if self._trouble is not None:
-                _log.info("absorbing goes on", extra={"what": self._trouble.what})
-                self._trouble = None
+        if under_way.is_absorbed and self._sent is None:
+            self._sent, self._round = under_way, None
+            self._send()
+
+    def _send(self) -> None:
+        """Sends the older round on its way to the store."""
+        assert self._sent is not None
+        sent = self._shard.begin_commit(self._sent.taken, self._committer)
+        if sent.done():
+            self._end_commit()
+        else:
+            sent.add_done_callback(lambda _: self.call(_wake_up))
+
+    def _end_commit(self) -> None:
+        """Ends the commit that has arrived, if one has."""
+        if self._sent is None or not self._shard.has_arrived:
+            return
+        self._shard.end_commit()
+        sent, self._sent = self._sent, None
+        for memory in sent.taken.memories.values():
+            if self._shard.owns(memory.owner):
+                self._upkeep.notice(memory)
+        self._let_go()
+        if self._trouble is not None:
+            _log.info("absorbing goes on", extra={"what": self._trouble.what})
+            self._trouble = None
+        if self._round is None:
             # Who waited for this round often writes again at once.
-            self._wait_for_more(self._clock() - under_way.started_s)
-            self._on_commit()
+            self._wait_for_more(self._clock() - sent.started_s)
+        self._on_commit()
 
     def _pause(self, error: Unavailable) -> None:
         if self._round is not None and not self._round.is_absorbed:
@@ -267,3 +318,7 @@ class Worker:
         # A part of the round may have been committed.
         self._on_commit()
         self._on_trouble(error)
+
+
+def _wake_up() -> None:
+    """A command that does nothing: what was waited for has arrived."""

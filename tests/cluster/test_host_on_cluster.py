@@ -31,8 +31,6 @@ from siltstone.journal.partition import partition_of
 from siltstone.values import NOBODY, ParkReason, Receipt
 from siltstone_services.shard import EmbeddedHost
 
-pytestmark = pytest.mark.slow
-
 NUM_PARTITIONS = 4
 LINES = ["I was born in Lisbon and I live in Oslo now.", "My dog is called Ferro and he is nine years old."]
 

@@ -26,8 +26,6 @@ from siltstone_services.cluster.backends import open_backends
 from siltstone_services.night import NightDone, run_night
 from siltstone_services.shard import EmbeddedHost
 
-pytestmark = pytest.mark.slow
-
 NUM_PARTITIONS = 4
 
 

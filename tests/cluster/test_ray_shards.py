@@ -26,8 +26,6 @@ from siltstone_services.client import SiltstoneClient
 from siltstone_services.gateway import Gateway
 from siltstone_services.wiring import cluster_host
 
-pytestmark = pytest.mark.slow
-
 NUM_PARTITIONS = 16
 
 

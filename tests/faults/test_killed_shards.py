@@ -176,8 +176,6 @@ def test_shards_that_are_killed_take_in_every_interaction_once(
         assert list(place.store.parked()) == []
 
 
-# Slow until it has been seen to pass again and again on a busy machine.
-@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["sqlite", "valkey"])
 def test_a_commit_in_two_transactions_loses_what_it_was_killed_in(
     ends: str,

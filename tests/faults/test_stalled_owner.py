@@ -71,7 +71,7 @@ class Pair:
         self._place.journal.append(piece[third : 2 * third])
         while True:
             time.sleep(rng.uniform(0.0, 0.1))
-            self.owner.signal(signal.SIGSTOP)
+            self.owner.stop()
             try:
                 self._place.journal.append(piece[2 * third :])
                 return
@@ -142,8 +142,6 @@ def short_run(new_home: NewHome) -> Run:
     return stream, asyncio.run(faultless(new_home(), STALL_SETTINGS, stream))
 
 
-# Slow until it has been seen to pass again and again on a busy machine.
-@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["sqlite", "valkey"])
 def test_an_owner_that_goes_on_after_its_successor_is_refused_whatever_it_writes(
     ends: str, forker: Forker, new_home: NewHome, tmp_path: Path, short_run: Run
@@ -167,7 +165,6 @@ def overtake_unfenced(forker: Forker, place: Place, stream: Sequence[Interaction
     assert zombie.exit_status == -signal.SIGKILL, zombie.log()[-2000:]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["sqlite", "valkey"])
 def test_without_epoch_and_position_a_stale_write_undoes_what_its_successor_did(
     ends: str, forker: Forker, new_home: NewHome, tmp_path: Path, short_run: Run

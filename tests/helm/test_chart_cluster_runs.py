@@ -26,8 +26,6 @@ from rendering import containers, only, render
 
 from siltstone_services.client import SiltstoneClient
 
-pytestmark = pytest.mark.slow
-
 TOKEN = "t" * 64
 RAY = Path(sysconfig.get_path("scripts")) / "ray"
 PARTITIONS = {"num_partitions": 16}

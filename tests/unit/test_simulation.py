@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import os
-from typing import ClassVar, Final
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Final
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -15,7 +17,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from simulated_process import USERS, Process
 from simulation import Outcome, World, run
 
-from siltstone.values import UserKey
+import siltstone.memory.shard as shard_module
+from siltstone.errors import InvalidInput
+from siltstone.memory.committing import Place, places_of
+from siltstone.memory.round import Round
+from siltstone.memory.shard import Shard
+from siltstone.values import Lease, UserKey
 
 FIRST: Final = int(os.environ.get("SILTSTONE_FIRST_SEED", "0"))
 EVERYDAY: Final = 100
@@ -65,6 +72,45 @@ def test_without_a_protection_it_is_seen(taken_away: str) -> None:
         try:
             run(seed, **UNPROTECTED[taken_away])
         except AssertionError:
+            return
+    raise AssertionError(f"{taken_away}: {NUM_CONTROLS} seeds see nothing wrong")
+
+
+def _from_anywhere(taken: Round, leases: Mapping[int, Lease], positions: Mapping[int, int]) -> dict[int, Place]:
+    whole = replace(taken, starts={partition: positions.get(partition, 0) for partition in taken.ends})
+    return places_of(whole, leases, positions)
+
+
+def _not_behind(shard: Shard, partition: int) -> None:
+    return None
+
+
+def _without_waiting(shard: Shard) -> None:
+    if shard.has_arrived:
+        _SETTLE(shard)
+
+
+_SETTLE: Final = Shard.settle
+# What keeps a round right that is absorbed while the one before it travels.
+OVERLAPPING: Final[dict[str, list[tuple[Any, str, Any]]]] = {
+    "what is on its way is taken in again": [
+        (shard_module, "places_of", _from_anywhere),
+        (Shard, "_ahead_in", _not_behind),
+    ],
+    "a memory is not the one that is on its way": [(Shard, "_newest_of", Shard.memory_of)],
+    "nobody waits for what is on its way": [(Shard, "settle", _without_waiting)],
+}
+
+
+@pytest.mark.parametrize("taken_away", sorted(OVERLAPPING))
+def test_without_what_keeps_rounds_in_order_it_is_seen(taken_away: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for protection in OVERLAPPING[taken_away]:
+        monkeypatch.setattr(*protection)
+    for seed in range(NUM_CONTROLS):
+        try:
+            run(seed)
+        except (AssertionError, InvalidInput, KeyError):
+            # A wrong memory, a commit that goes backwards, a partition that is gone.
             return
     raise AssertionError(f"{taken_away}: {NUM_CONTROLS} seeds see nothing wrong")
 

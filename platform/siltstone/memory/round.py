@@ -17,10 +17,11 @@ Work = tuple[JournalRecord, Interaction]
 class Round:
     """What one pass over the partitions took in, and, once absorbed, what it is to commit.
 
-    `ends` holds, for every partition still to be committed, the position behind the last record taken; `epochs` the
-    lease's under which they were taken.
+    `ends` holds, for every partition still to be committed, the position behind the last record taken; `starts` that of
+    the first, `epochs` the lease's under which they were taken.
     """
 
+    starts: dict[int, int] = field(default_factory=dict)
     ends: dict[int, int] = field(default_factory=dict)
     epochs: dict[int, int] = field(default_factory=dict)
     work: dict[UserKey, list[Work]] = field(default_factory=dict)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from siltstone.errors import ConfigInvalid, Corrupt, NotOwner, PositionConflict, SnapshotMismatch, StaleLease
 from siltstone.memory.absorber import Absorbers, Step
+from siltstone.memory.committing import AtOnce, Committed, Committer, RoundCommit, places_of, sealed
 from siltstone.memory.round import Round, absorb_round, parked
-from siltstone.memory.user_memory import UserMemory, from_blob, to_blob
+from siltstone.memory.user_memory import UserMemory, from_blob
 from siltstone.model.deltas import DeltaShape
 from siltstone.ports import Journal, SnapshotStore
-from siltstone.values import Commit, Interaction, JournalRecord, Lease, Parked, ParkReason, Snapshot, UserKey
+from siltstone.values import Commit, Interaction, JournalRecord, Lease, Parked, ParkReason, UserKey
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +91,9 @@ class Shard:
         self._lost: dict[int, StaleLease | PositionConflict] = {}
         self._damaged: dict[int, Damage] = {}
         self._resident: OrderedDict[UserKey, UserMemory] = OrderedDict()
+        self._ahead: Round | None = None
+        self._commit: RoundCommit | None = None
+        self._sent: Future[None] | None = None
         self.resident_bytes = 0
         self.num_absorbed = 0
         self.num_parked = 0
@@ -120,6 +125,7 @@ class Shard:
 
         Raises: Corrupt; Unavailable. None of them is owned then.
         """
+        self.settle()
         positions = {lease.partition: self._store.position(lease.partition) for lease in leases}
         self._journal.follow(positions)
         for lease in leases:
@@ -133,6 +139,10 @@ class Shard:
 
     def leave(self, partitions: Collection[int]) -> None:
         """Owns partitions no more. What of them is in a round that is not committed is for their next owner."""
+        self.settle()
+        self._give_up(partitions)
+
+    def _give_up(self, partitions: Collection[int]) -> None:
         for partition in partitions:
             self._leave(partition)
         for owner in [owner for owner in self._resident if self._home_of(owner) in partitions]:
@@ -153,7 +163,7 @@ class Shard:
     def _lose(self, partition: int, error: StaleLease | PositionConflict) -> None:
         _log.warning("partition lost", extra={"partition": partition, "error": str(error)})
         self._lost[partition] = error
-        self.leave([partition])
+        self._give_up([partition])
 
     def owns(self, owner: UserKey) -> bool:
         """Says whether a user's partition is here."""
@@ -182,6 +192,12 @@ class Shard:
         self._hold(memory)
         return memory
 
+    def _newest_of(self, owner: UserKey) -> UserMemory:
+        """Returns a user's memory as it will be once what is on its way has arrived."""
+        ahead = self._ahead_in(self._check_owned(owner))
+        memory = ahead.memories.get(owner) if ahead is not None else None
+        return self.memory_of(owner) if memory is None else memory
+
     def _hold(self, memory: UserMemory) -> None:
         self._drop(memory.owner)
         self._resident[memory.owner] = memory
@@ -203,13 +219,14 @@ class Shard:
         """
         taken = Round()
         limit = self._config.max_round_interactions
+        ready_from = self._open_positions()
         ready = self._ready()
         # In turns, a share at a time: many distinct users to a batch, and no partition waits for a busier one.
         share = max(1, limit // max(1, len(ready)))
         turns = deque(ready)
         while turns and taken.num_interactions < limit:
             partition = turns.popleft()
-            start = taken.ends.get(partition, self._positions[partition])
+            start = taken.ends.get(partition, ready_from[partition])
             records = self._read(partition, start, min(share, limit - taken.num_interactions, ready[partition]))
             ready[partition] -= len(records)
             try:
@@ -227,6 +244,7 @@ class Shard:
                     self.num_repeats += 1
                 elif record.payload or record.defect:
                     taken.take(record, self._decide(record))
+                taken.starts.setdefault(partition, ready_from[partition])
                 taken.ends[partition] = record.position + 1
                 taken.epochs[partition] = self._leases[partition].epoch
                 taken.num_interactions += 1
@@ -247,12 +265,23 @@ class Shard:
 
     def _ready(self) -> dict[int, int]:
         """Returns how many records there are to be taken in, at least as far as is known now, by partition."""
-        open_ones = {
-            partition: position
+        open_ones = self._open_positions()
+        return self._journal.ready(open_ones) if open_ones else {}
+
+    def _open_positions(self) -> dict[int, int]:
+        """Returns from where on records are to be taken in, by partition: behind those that are on their way."""
+        return {
+            partition: position if (ahead := self._ahead_in(partition)) is None else ahead.ends[partition]
             for partition, position in self._positions.items()
             if partition not in self._damaged and partition not in self._leaving
         }
-        return self._journal.ready(open_ones) if open_ones else {}
+
+    def _ahead_in(self, partition: int) -> Round | None:
+        """Returns the round that is on its way, where it holds something of this partition as it is owned now."""
+        ahead = self._ahead
+        if ahead is None or partition not in ahead.ends or partition not in self._leases:
+            return None
+        return ahead if ahead.epochs[partition] == self._leases[partition].epoch else None
 
     def _read(self, partition: int, start: int, max_records: int) -> list[JournalRecord]:
         """Reads records; where one of them is damaged, those before it, and then none of that partition any more."""
@@ -269,7 +298,10 @@ class Shard:
         if not records:
             return []
         names = [(record.owner, record.interaction_id) for record in records]
-        return [position is not None for position in self._store.taken_in(partition, names)]
+        ahead = self._ahead_in(partition)
+        on_their_way = ahead.names if ahead is not None else ()
+        stored = self._store.taken_in(partition, names)
+        return [position is not None or name in on_their_way for name, position in zip(names, stored, strict=True)]
 
     def _stand_still(self, partition: int, position: int, error: Corrupt) -> None:
         _log.error("partition damaged", extra={"partition": partition, "position": position, "error": str(error)})
@@ -296,7 +328,7 @@ class Shard:
         memories = []
         for owner in list(taken.work):
             try:
-                memories.append(self.memory_of(owner))
+                memories.append(self._newest_of(owner))
             except NotOwner as error:
                 taken.drop_partition(error.partition)
                 del taken.work[owner]
@@ -308,66 +340,76 @@ class Shard:
             self.absorbed_tokens += step.num_tokens
             yield step
 
-    def commit(self, taken: Round) -> None:
-        """Makes an absorbed round durable, partition by partition, each whole or not at all.
+    # Into the store.
 
-        1. Seal the snapshots of the partition's users.
-        2. Tell others what was parked; then write the snapshots, what was parked and the next position in one
-           transaction of the store, under the lease.
-        3. Let the new memories answer.
-        After a crash between any two steps, what was not written is absorbed again from the journal. A partition that
-        another owner has taken over, or whose store has gone back, is lost: nothing of it is written, and the others
-        go on.
+    def commit(self, taken: Round) -> None:
+        """Makes an absorbed round durable (see `RoundCommit`), and lets the new memories answer.
+
+        A partition that another owner has taken over, or whose store has gone back, is lost: nothing of it is written,
+        and the others go on.
         Raises: Unavailable: call again, with the same round, what was committed of it stays so.
         """
-        for partition in list(taken.ends):
-            try:
-                # Lost and taken anew meanwhile, it may be further on than this round knows.
-                if self.epochs.get(partition) == taken.epochs[partition]:
-                    self._commit_partition(taken, partition)
-            except (StaleLease, PositionConflict) as error:
-                self._lose(partition, error)
-            del taken.ends[partition]
+        self.begin_commit(taken, AtOnce())
+        self.end_commit()
 
-    def _commit_partition(self, taken: Round, partition: int) -> None:
-        lease, start, end = self._leases[partition], self._positions[partition], taken.ends[partition]
-        while True:
-            # 1.
-            memories = taken.memories_of(partition)
-            snapshots = tuple(self._seal(memory) for memory in memories)
-            parked_now = tuple(taken.parked.get(partition, ()))
-            taken_in = tuple(one for one in taken.taken_in.get(partition, ()) if start <= one.position < end)
-            # 2.
-            if parked_now:
-                self._journal.park(parked_now)
-            try:
-                self._store.commit(Commit(lease, start, end, snapshots, parked_now, taken_in))
-                break
-            except Corrupt as error:
-                if not self._park_damaged(taken, memories):
-                    self._stand_still(partition, start, error)
-                    return
-        # 3.
-        self._positions[partition] = end
-        for memory in memories:
-            self._hold(memory)
-            self.num_absorbed += len(taken.work[memory.owner])
-        self.num_parked += len(parked_now)
+    def begin_commit(self, taken: Round, committer: Committer) -> Future[None]:
+        """Sends an absorbed round on its way; the next one may be gathered and absorbed on top of it.
 
-    def _park_damaged(self, taken: Round, memories: Sequence[UserMemory]) -> bool:
-        """Parks what came from users whose stored memory is damaged, and says whether there was one."""
-        has_found = False
-        for memory in memories:
-            try:
-                self._store.load(memory.owner)
-            except Corrupt as error:
-                self._drop(memory.owner)
-                taken.park_user(memory.owner, ParkReason.CORRUPT_MEMORY, str(error))
-                has_found = True
-        return has_found
+        Nobody is answered from it before it has arrived. `end_commit` says what became of it; one that could not be
+        sent is sent again before any other.
+        """
+        self.settle()
+        commit = RoundCommit(taken, places_of(taken, self._leases, self._positions), self._journal, self._store)
+        self._ahead, self._commit = taken, commit
+        self._sent = committer.submit(commit.run)
+        return self._sent
 
-    def _seal(self, memory: UserMemory) -> Snapshot:
-        return Snapshot.seal(memory.owner, memory.core, memory.sequence, to_blob(memory))
+    def end_commit(self) -> None:
+        """Ends what `begin_commit` began, as `commit` does.
+
+        Raises: Unavailable: begin again, with the same round.
+        """
+        self.settle()
+        commit, self._commit = self._commit, None
+        if commit is not None and commit.trouble is not None:
+            raise commit.trouble
+
+    @property
+    def is_committing(self) -> bool:
+        """Whether a commit was begun and not ended."""
+        return self._commit is not None
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether a commit that was begun can be ended without waiting."""
+        return self._commit is not None and (self._sent is None or self._sent.done())
+
+    def settle(self) -> None:
+        """Waits until what is on its way has arrived, and takes it over: what comes next must not meet it there."""
+        if self._sent is None or self._commit is None:
+            return
+        self._sent.result()
+        commit, self._sent = self._commit, None
+        for owner in commit.damaged_owners:
+            self._drop(owner)
+        for partition, outcome in commit.outcomes.items():
+            start = self._positions[partition]
+            match outcome:
+                case Committed(end, memories, num_parked):
+                    self._positions[partition] = end
+                    for memory in memories:
+                        self._hold(memory)
+                        self.num_absorbed += len(commit.taken.work[memory.owner])
+                    self.num_parked += num_parked
+                case Corrupt():
+                    self._stand_still(partition, start, outcome)
+                case StaleLease() | PositionConflict():
+                    self._lose(partition, outcome)
+            commit.taken.ends.pop(partition, None)
+        if commit.trouble is None:
+            # What is not among the outcomes is not ours to commit any more.
+            commit.taken.ends.clear()
+            self._ahead = None
 
     def replace(self, memory: UserMemory) -> None:
         """Makes a memory durable that something else than the journal has changed, and lets it answer.
@@ -375,10 +417,11 @@ class Shard:
         The partition's position stays. The caller has made sure that nothing was absorbed into it meanwhile.
         Raises: NotOwner, also when that shows only now; Unavailable. Nothing has changed then.
         """
+        self.settle()
         partition = self._check_owned(memory.owner)
         at = self._positions[partition]
         try:
-            self._store.commit(Commit(self._leases[partition], at, at, (self._seal(memory),)))
+            self._store.commit(Commit(self._leases[partition], at, at, (sealed(memory),)))
         except (StaleLease, PositionConflict) as error:
             self._lose(partition, error)
             raise NotOwner(partition) from error
@@ -391,6 +434,7 @@ class Shard:
 
         Raises: NotOwner, also when that shows only now; Unavailable.
         """
+        self.settle()
         partition = self._check_owned(owner)
         # 1.
         self._drop(owner)

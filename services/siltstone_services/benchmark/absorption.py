@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import os
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,8 +26,10 @@ from siltstone.config import SiltstoneConfig
 from siltstone.errors import Corrupt, Overloaded
 from siltstone.journal.admit import AdmissionLimits, Refusal, admit
 from siltstone.journal.partition import partition_of
-from siltstone.memory.absorber import Absorbers
+from siltstone.memory.absorber import Absorber, Absorbers
+from siltstone.memory.committing import Committer
 from siltstone.memory.shard import Shard, ShardConfig
+from siltstone.memory.user_memory import UserMemory
 from siltstone.ports import Journal, SnapshotStore
 from siltstone.values import (
     Consent,
@@ -41,7 +45,7 @@ from siltstone.values import (
 from siltstone_services.benchmark.planted_core import add_core, planted_config, train
 from siltstone_services.benchmark.readings import Outcome, Reading, Say, at_least, at_most, ratio_readings
 from siltstone_services.benchmark.timing import Turn, take_turns
-from siltstone_services.benchmark.update import LEARNED_TOKENS, absorb, check_update, course
+from siltstone_services.benchmark.update import LEARNED_TOKENS, absorb, check_update
 from siltstone_services.benchmark.world import CORE_NAME, World
 from siltstone_services.journal_and_store import open_journal_and_store
 from siltstone_services.shard import EmbeddedHost
@@ -58,6 +62,8 @@ _CALL: Final = 16
 """Interactions of one call of a producer."""
 _MAX_LAG: Final = 256
 _USERS: Final = 64
+_ROUNDS_A_TURN: Final = 4
+"""Rounds of everybody in one turn of a measurement: the first has nothing before it, the last nothing beside it."""
 
 
 def _settings_of(brokers: str, redis: str, folder: Path) -> dict[str, Any]:
@@ -96,6 +102,29 @@ def _name_of(brokers: str, redis: str) -> str:
 
 
 @dataclass(slots=True)
+class _BareRoom:
+    """The same users, who say as much, with nothing but the engine: what they become is held and nothing else."""
+
+    world: World
+    absorber: Absorber
+    memories: list[UserMemory]
+    said: list[list[Interaction]] = field(default_factory=list)
+
+    def hear(self, num_times: int = 1) -> None:
+        """Has all that is said at hand."""
+        for number in range(num_times):
+            name = f"said-{self.memories[0].num_interactions + number + 1}"
+            self.said.append([self.world.said(one.owner, name, LEARNED_TOKENS) for one in self.memories])
+
+    def absorb(self) -> None:
+        """Absorbs it."""
+        for said in self.said:
+            work = [(memory, [one]) for memory, one in zip(self.memories, said, strict=True)]
+            self.memories = absorb(self.absorber, work)
+        self.said.clear()
+
+
+@dataclass(slots=True)
 class _Room:
     """Users of a shard who all say something each time."""
 
@@ -103,28 +132,37 @@ class _Room:
     journal: Journal
     shard: Shard
     owners: Sequence[UserKey]
+    committer: Committer
     num_said: int = 0
 
-    def hear(self) -> None:
+    def hear(self, num_times: int = 1) -> None:
         """Has all that is said durable, and at hand."""
-        self.num_said += 1
-        self.journal.append([self.world.said(one, f"said-{self.num_said}", LEARNED_TOKENS) for one in self.owners])
-        while sum(self.journal.ready(self.shard.positions).values()) < len(self.owners):
+        for _ in range(num_times):
+            self.num_said += 1
+            name = f"said-{self.num_said}"
+            self.journal.append([self.world.said(one, name, LEARNED_TOKENS) for one in self.owners])
+        while sum(self.journal.ready(self.shard.positions).values()) < num_times * len(self.owners):
             time.sleep(_LOOK_S)
 
     def absorb(self) -> None:
-        """Takes it in, absorbs it and commits."""
+        """Takes it in, absorbs it and commits, as a worker does: one round is absorbed while another is on its way."""
         wanted = self.num_said * len(self.owners)
         while self.shard.num_absorbed < wanted:
-            taken = self.shard.gather()
-            if taken is None:
-                time.sleep(_LOOK_S)
+            if (taken := self.shard.gather()) is None:
+                self._end_commit()
                 continue
             for _ in self.shard.absorb(taken):
                 pass
-            self.shard.commit(taken)
+            self.shard.end_commit()
+            self.shard.begin_commit(taken, self.committer)
         if self.shard.num_absorbed > wanted or self.shard.num_parked:
             raise Corrupt("the shard's rounds", f"{wanted} absorbed", f"{self.shard.num_absorbed}")
+
+    def _end_commit(self) -> None:
+        if self.shard.is_committing:
+            self.shard.end_commit()
+        else:
+            time.sleep(_LOOK_S)
 
 
 def _admit(record: JournalRecord) -> Interaction | Parked:
@@ -134,7 +172,7 @@ def _admit(record: JournalRecord) -> Interaction | Parked:
     return decided
 
 
-def _room(world: World, journal: Journal, store: SnapshotStore, num_users: int) -> _Room:
+def _room(world: World, journal: Journal, store: SnapshotStore, num_users: int, committer: Committer) -> _Room:
     shard = Shard(
         journal,
         store,
@@ -146,7 +184,18 @@ def _room(world: World, journal: Journal, store: SnapshotStore, num_users: int) 
         ShardConfig(max_round_interactions=num_users),
     )
     shard.take([store.acquire(partition, "bench") for partition in range(_PARTITIONS)])
-    return _Room(world, journal, shard, [UserKey("bench", f"user-{number}") for number in range(num_users)])
+    return _Room(world, journal, shard, _neighbours(num_users), committer)
+
+
+def _neighbours(num_users: int) -> list[UserKey]:
+    """Returns users each of whom has a partition of their own: a round is one thing said by each, a commit of each."""
+    found: dict[int, UserKey] = {}
+    for number in itertools.count():
+        owner = UserKey("bench", f"user-{number}")
+        found.setdefault(partition_of(owner, _PARTITIONS), owner)
+        if len(found) == num_users:
+            break
+    return list(found.values())
 
 
 def run_absorb_share(
@@ -154,33 +203,36 @@ def run_absorb_share(
 ) -> Outcome:
     """Times rounds of users who each say something, by turns: the bare engine, and all that makes it durable.
 
-    The latter reads and opens the records, admits them, absorbs, seals the memories and commits them, by the clock.
+    The latter reads and opens the records, admits them, absorbs, seals the memories and commits them, by the clock;
+    what was said in a turn is durable in its end. Everybody has a partition, and so a commit, to themselves.
     """
     case = f"absorb through {_name_of(brokers, redis)}, {world.name}, {num_users} users x {LEARNED_TOKENS} tokens"
     if complaint := check_update(world):
         return Outcome(case, refusal=complaint)
     say(case)
-    absorber, work = world.absorber(), course(world, num_users)
     with (
         _place(brokers, redis, folder) as config,
         open_journal_and_store(config) as (journal, store),
+        ThreadPoolExecutor(1) as committer,
     ):
-        users = _room(world, journal, store, num_users)
+        users = _room(world, journal, store, num_users, committer)
+        nothing = [UserMemory.empty(owner, CORE_NAME, world.deltas) for owner in users.owners]
+        bare_users = _BareRoom(world, world.absorber(), nothing)
         turns = {
-            "bare": Turn(partial(absorb, absorber, work), warm=False),
-            "through": Turn(users.absorb, users.hear, warm=False),
+            "bare": Turn(bare_users.absorb, partial(bare_users.hear, _ROUNDS_A_TURN), warm=False),
+            "through": Turn(users.absorb, partial(users.hear, _ROUNDS_A_TURN), warm=False),
         }
-        absorb(absorber, work)
-        users.hear()
-        users.absorb()
+        for room in (bare_users, users):
+            room.hear()
+            room.absorb()
         seconds = take_turns(turns, rounds, waits=True)
-    bare, through = seconds["bare"], seconds["through"]
+    bare, through, num_updates = seconds["bare"], seconds["through"], _ROUNDS_A_TURN * num_users
     return Outcome(
         case,
         (
             *ratio_readings(f"{case}, of the bare engine's", bare, through, OF_ENGINE),
-            Reading(case, tuple(num_users / one for one in through), "users/s"),
-            Reading(f"{case}, bare engine", tuple(num_users / one for one in bare), "users/s"),
+            Reading(case, tuple(num_updates / one for one in through), "updates/s"),
+            Reading(f"{case}, bare engine", tuple(num_updates / one for one in bare), "updates/s"),
         ),
     )
 
