@@ -7,12 +7,11 @@ import uuid
 from contextlib import ExitStack
 from dataclasses import replace
 
-import certificates
 import kafka
-import proxy
 import pytest
 import servers
 from kafka.admin import KafkaAdminClient
+from proxy import proxy_to
 
 from siltstone.adapters.aes_gcm_sealer import AesGcmSealer
 from siltstone.adapters.kafka_client import make_consumer, make_producer
@@ -25,8 +24,6 @@ from siltstone.errors import ConfigInvalid, Corrupt, InvalidInput, KeyMissing, N
 from siltstone.journal.admit import decode, encode
 from siltstone.journal.partition import partition_of
 from siltstone.values import NOBODY, Interaction, InteractionKind, Message, ParkReason, Role, UserKey
-
-pytestmark = pytest.mark.slow
 
 NUM_PARTITIONS = 4
 ADA = UserKey("office", "ada")
@@ -369,6 +366,31 @@ def test_what_a_frozen_broker_wrote_after_all_is_known_when_it_is_sent_again(dur
         assert sorted(ids) == ["i0", "i1", "i2"]
 
 
+def behind_a_proxy(folder, stack):
+    """A broker whose clients are told of the proxy before it only: its address, and the proxy."""
+    outside = servers.free_port()
+    server = stack.enter_context(servers.tansu(folder / "tansu", outside))
+    return f"127.0.0.1:{outside}", stack.enter_context(proxy_to(server.port, listen_at=outside))
+
+
+@pytest.mark.usefixtures("leaky_client")
+def test_an_append_whose_answer_is_lost_on_the_way_tells_where_it_is_all_the_same(tmp_path, sealer):
+    """The client sends again, and Tansu answers that it has it already, without saying where."""
+    with ExitStack() as stack:
+        address, between = behind_a_proxy(tmp_path, stack)
+        journal = stack.enter_context(KafkaJournal(config_of(address), sealer))
+        journal.append([said("i0")])
+        between.swallow(1)
+        pairs = [("i1", ADA), ("i2", ADA), ("i1", ADA), ("i3", BOB)]
+        receipts = journal.append([said(name, owner) for name, owner in pairs])
+        assert between.num_swallowed == 1
+        assert [(r.position, r.duplicate) for r in receipts] == [(1, False), (2, False), (1, True), (0, False)]
+        again = journal.append([said(name, owner) for name, owner in pairs])
+        assert again == [replace(receipt, duplicate=True) for receipt in receipts]
+        assert [record.interaction_id for record in all_of(journal, HOME)] == ["i0", "i1", "i2"]
+        assert journal.end_positions()[HOME] == 3
+
+
 # The topic.
 
 
@@ -423,24 +445,6 @@ def test_of_many_who_make_the_topic_at_once_all_have_it(config, sealer):
     for thread in threads:
         thread.join()
     assert errors == []
-
-
-# An encrypted connection.
-
-
-@pytest.mark.usefixtures("leaky_client")
-def test_an_encrypted_connection_is_made_and_an_unknown_authority_is_not_believed(tmp_path, sealer):
-    authority, context = certificates.make_certificates(tmp_path)
-    outside = servers.free_port()
-    with ExitStack() as stack:
-        server = stack.enter_context(servers.tansu(tmp_path / "tansu", advertised_port=outside))
-        stack.enter_context(proxy.proxy_to(server.port, context, outside))
-        config = config_of(f"127.0.0.1:{outside}", security="SSL", ca_file=str(authority))
-        with KafkaJournal(config, sealer) as journal:
-            journal.append([said("i1")])
-            assert [record.interaction_id for record in journal.read(HOME, 0, 10)] == ["i1"]
-        with pytest.raises(Unavailable):
-            KafkaJournal(replace(config, ca_file=""), sealer)
 
 
 def test_headers_of_an_interaction_hold_no_word_of_it():

@@ -11,8 +11,6 @@ from test_kafka_journal import BOB, HOME, NUM_PARTITIONS, config_of, said
 from siltstone.adapters.kafka_journal import KafkaJournal
 from siltstone.journal.partition import partition_of
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):

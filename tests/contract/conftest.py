@@ -241,13 +241,7 @@ def master() -> MasterKey:
     return master_key()
 
 
-def _journals() -> Iterator[object]:
-    for name in sorted(JOURNALS):
-        # One run in thirty of these has failed for a reason nobody knows: they run by hand until it is found.
-        yield pytest.param(name, marks=pytest.mark.slow) if name.startswith("kafka") else name
-
-
-@pytest.fixture(params=_journals())
+@pytest.fixture(params=sorted(JOURNALS))
 def journal_backend(request: pytest.FixtureRequest, tmp_path: Path) -> JournalBackend:
     return JOURNALS[request.param](request, tmp_path)
 

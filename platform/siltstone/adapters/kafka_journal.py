@@ -175,10 +175,12 @@ class KafkaJournal:
                     failure = failure or error
         with self._lock:
             for one in sent:
-                if one.answer is None or one.is_duplicate:
-                    continue
-                self._pending.pop(one.name, None)
-                if one.position >= 0:
+                if one.answer is not None and not one.is_duplicate:
+                    self._pending.pop(one.name, None)
+            if failure is None and any(one.position < 0 for one in sent):
+                failure = self._look_for(sent)
+            for one in sent:
+                if one.answer is not None and not one.is_duplicate and one.position >= 0:
                     self._remember(one.partition, one.name, one.position)
                     self._ends[one.partition] = max(self._ends.get(one.partition, 0), one.position + 1)
             if failure is not None:
@@ -189,6 +191,24 @@ class KafkaJournal:
         if failure is not None:
             with translated():
                 raise failure
+
+    def _look_for(self, sent: Sequence[_Sent]) -> kafka.errors.KafkaError | None:
+        """Finds the places of what was written and not told where; returns the error when one is not there.
+
+        An answer was lost, the client sent again, and the broker said that it has it already (its sequence number is
+        known), without its place. The client gives -1 for it.
+        """
+        untold = [one for one in sent if one.position < 0]
+        partitions = {one.partition for one in untold}
+        for partition in partitions:
+            self._recent.pop(partition, None)
+        with translated():
+            self._learn_recent(partitions)
+        for one in untold:
+            one.position = self._recent[one.partition].get(one.name, -1)
+        if any(one.position < 0 for one in untold):
+            return kafka.errors.KafkaError("the broker says that it has a record, and it is not found")
+        return None
 
     def _learn_recent(self, partitions: set[int]) -> None:
         """Reads the ids of partitions' newest records, once, so that a repeat after a restart is known as one."""
