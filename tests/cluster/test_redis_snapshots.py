@@ -11,10 +11,8 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
-import certificates
 import proxy
 import pytest
 import redis
@@ -368,18 +366,7 @@ def test_a_writer_killed_at_any_step_leaves_a_whole_commit_or_none(server, store
     assert store.taken_in(0, [(OWNERS[0], f"i{number}") for number in range(6)]) == list(range(6))
 
 
-# An encrypted connection, and sealed contents.
-
-
-def test_an_encrypted_connection_is_made_and_an_unknown_authority_is_not_believed(tmp_path, server):
-    authority, context = certificates.make_certificates(tmp_path)
-    with proxy.proxy_to(server.port, context) as outside:
-        config = RedisConfig(f"rediss://127.0.0.1:{outside.port}", ca_file=str(authority), **QUICK)
-        with RedisSnapshotStore(config) as store:
-            store.commit(Commit(store.acquire(0, "shard"), 0, 1, (snapshot(),)))
-            assert store.load(OWNERS[0]) == snapshot()
-        with pytest.raises(Unavailable, match=r"(?i)certificate"):
-            RedisSnapshotStore(replace(config, ca_file=""))
+# Sealed contents.
 
 
 def test_a_forgotten_users_words_are_in_no_file_of_the_server(server, client, sealer, tmp_path):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from certificates import Authority
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from siltstone.adapters.credentials import read_secret
+from siltstone.adapters.credentials import read_secret, tls_context
 from siltstone.adapters.kafka_client import connection_of
 from siltstone.adapters.kafka_config import KafkaConfig
 from siltstone.adapters.redis_config import RedisConfig
+from siltstone.adapters.redis_server import RedisServer
 from siltstone.config.reading import read_config
 from siltstone.config.schema import describe_schema
 from siltstone.errors import ConfigInvalid
@@ -77,12 +81,35 @@ def test_a_kafka_password_reaches_the_client_and_nothing_that_is_printed(tmp_pat
     (tmp_path / "word").write_text("hush\n")
     monkeypatch.setenv("WORD", "hush")
     for source in ({"password_file": str(tmp_path / "word")}, {"password_variable": "WORD"}):
-        config = KafkaConfig(security="SASL_SSL", mechanism="PLAIN", username="siltstone", ca_file="ca.pem", **source)
+        config = KafkaConfig(security="SASL_SSL", mechanism="PLAIN", username="siltstone", **source)
         assert "hush" not in repr(config)
         options = connection_of(config)
         assert options["sasl_plain_password"] == "hush"
         assert (options["sasl_mechanism"], options["security_protocol"]) == ("PLAIN", "SASL_SSL")
-        assert options["ssl_cafile"] == "ca.pem"
     with pytest.raises(ConfigInvalid, match="neither"):
         connection_of(KafkaConfig(security="SASL_PLAINTEXT", username="siltstone"))
     assert "sasl_mechanism" not in connection_of(KafkaConfig())
+
+
+@pytest.mark.parametrize("file", ["ca_file", "cert_file"])
+@pytest.mark.parametrize("content", [None, "", "no certificate"])
+def test_a_file_that_holds_no_certificate_is_told_as_such_before_anybody_is_asked(tmp_path, file, content):
+    path = tmp_path / "file.pem"
+    if content is not None:
+        path.write_text(content)
+    files = {file: str(path)} | ({"key_file": str(path)} if file == "cert_file" else {})
+    with pytest.raises(ConfigInvalid, match=f"{file}.*expected"):
+        connection_of(KafkaConfig(security="SSL", **files))
+    with pytest.raises(ConfigInvalid, match=f"{file}.*expected"):
+        RedisServer(RedisConfig("rediss://nowhere.invalid:1", **files))
+
+
+def test_a_key_that_is_locked_is_refused_and_nobody_is_asked_for_its_word(tmp_path):
+    key = ec.generate_private_key(ec.SECP256R1())
+    locked = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"hush")
+    )
+    certificate = Authority(tmp_path).sign("client")
+    (tmp_path / "locked.pem").write_bytes(locked)
+    with pytest.raises(ConfigInvalid, match="key_file"):
+        tls_context("kafka", "", str(certificate), str(tmp_path / "locked.pem"))

@@ -1,8 +1,9 @@
-"""A secret that the configuration names but never holds: in a file, or in an environment variable."""
+"""What a configuration names but never holds: a secret in a file or an environment variable, and certificates."""
 
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,3 +32,26 @@ def read_secret(where: str, file: str, variable: str, environment: Mapping[str, 
     if not secret:
         raise ConfigInvalid(where, f"expected a secret in {source}, found nothing")
     return secret
+
+
+def tls_context(where: str, ca_file: str, cert_file: str, key_file: str) -> ssl.SSLContext:
+    """Returns what a client encrypts with: it believes the authorities named, or the system's, and checks the name.
+
+    Raises: ConfigInvalid when a file is not there, or holds no certificate or not the certificate's key.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca_file or None)
+    except OSError as error:
+        raise ConfigInvalid(where, f"ca_file: expected PEM certificates in {ca_file}: {_why(error)}") from error
+    try:
+        if cert_file:
+            # A key that is locked is refused: without this, whoever starts the process is asked for a word.
+            context.load_cert_chain(cert_file, key_file, password=lambda: "")
+    except OSError as error:
+        found = f"expected a PEM certificate in {cert_file} and its key in {key_file}: {_why(error)}"
+        raise ConfigInvalid(where, f"cert_file, key_file: {found}") from error
+    return context
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or type(error).__name__

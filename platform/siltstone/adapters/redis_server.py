@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
 from redis.retry import Retry
 
-from siltstone.adapters.credentials import read_secret
+from siltstone.adapters.credentials import read_secret, tls_context
 from siltstone.adapters.redis_config import RedisConfig
 from siltstone.adapters.redis_scripts import SCRIPTS
 from siltstone.errors import ConfigInvalid, Corrupt, Unavailable
@@ -47,7 +47,7 @@ class RedisServer:
     def __init__(self, config: RedisConfig) -> None:
         """Makes the client.
 
-        Raises: ConfigInvalid when a password that is named is not there.
+        Raises: ConfigInvalid when a password that is named is not there, or a file of certificates is none.
         """
         self.config = config
         self._client: Any = _client_of(config)
@@ -227,6 +227,8 @@ def _client_of(config: RedisConfig) -> Any:
         "health_check_interval": 30,
     }
     if config.has_tls:
+        # The library takes files only, and would take one that is none for a server that is away.
+        tls_context("redis", config.ca_file, config.cert_file, config.key_file)
         options |= {
             "ssl": True,
             "ssl_ca_certs": config.ca_file or None,
