@@ -143,7 +143,7 @@ def test_a_resize_is_timed_on_real_servers(tmp_path: Path) -> None:
     assert not outcome.refusal
     by_name = {reading.name: reading.value for reading in outcome.readings}
     assert by_name["resize, calls that failed"] == 0
-    assert {"resize, observe, p99 during", "resize, score, p50 before"} <= set(by_name)
+    assert {"resize, learn, p99, longer by", "resize, record, p99 during", "resize, score, p50 before"} <= set(by_name)
 
 
 @pytest.mark.slow

@@ -12,8 +12,9 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from siltstone.config import SiltstoneConfig
 from siltstone.errors import SiltstoneError
@@ -33,6 +34,12 @@ from siltstone_services.benchmark.planted_core import add_core, planted_config, 
 from siltstone_services.benchmark.readings import Outcome, Reading, Say, at_most
 from siltstone_services.wiring import cluster_host
 
+T = TypeVar("T")
+
+ANSWERED: Final = ("record", "generate", "score")
+"""Calls that are answered at once, the first when what was said is durable."""
+LEARNED: Final = "learn"
+"""The wait until what was said is learned: as long as what was said before it takes, whether shards move or not."""
 PAUSE: Final = at_most(1_000.0, "ms")
 NONE: Final = at_most(0.0, "calls")
 _NUM_USERS: Final = 8
@@ -87,18 +94,18 @@ class Traffic:
         """Returns once so many more calls of every kind have ended."""
         before = len(self.calls)
         kinds: list[str] = []
-        while not all(kinds.count(kind) >= num_calls for kind in ("observe", "generate", "score")):
+        while not all(kinds.count(kind) >= num_calls for kind in (*ANSWERED, LEARNED)):
             await asyncio.sleep(0.01)
             kinds = [call.kind for call in self.calls[before:]]
 
-    async def _timed(self, kind: str, call: Callable[[], Awaitable[object]]) -> None:
-        began_at_s, error = time.monotonic(), None
+    async def _timed(self, kind: str, call: Callable[[], Awaitable[T]]) -> T | None:
+        began_at_s, answer, error = time.monotonic(), None, None
         try:
-            await call()
+            answer = await call()
         except SiltstoneError as failure:
             error = failure
         self.calls.append(Call(kind, began_at_s, time.monotonic() - began_at_s, error))
-        await asyncio.sleep(self._rest_s)
+        return answer
 
     async def _speak(self, owner: UserKey) -> None:
         while not self._is_over.is_set():
@@ -108,10 +115,10 @@ class Traffic:
             one = Interaction(f"i{number}", owner, kind, 1, messages, consent=consent)
             self.said[owner].append(one)
 
-            async def call(one: Interaction = one) -> None:
-                await self._host.wait_absorbed(await self._host.record([one]))
-
-            await self._timed("observe", call)
+            receipts = await self._timed("record", partial(self._host.record, [one]))
+            if receipts is not None:
+                await self._timed(LEARNED, partial(self._host.wait_absorbed, receipts))
+            await asyncio.sleep(self._rest_s)
 
     async def _ask(self, owner: UserKey) -> None:
         request = GenerateRequest(owner, _QUESTION, Sampling(max_tokens=_MAX_TOKENS))
@@ -122,7 +129,9 @@ class Traffic:
 
         while not self._is_over.is_set():
             await self._timed("generate", answer)
+            await asyncio.sleep(self._rest_s)
             await self._timed("score", lambda: self._host.score(owner, _QUESTION, ["In Oslo.", "In Lisbon."]))
+            await asyncio.sleep(self._rest_s)
 
 
 def run_resize(brokers: str, redis: str, seconds: float, num_times: int, folder: Path, say: Say) -> Outcome:
@@ -199,17 +208,21 @@ async def _run(case: str, home: Path, brokers: str, redis: str, seconds: float, 
     except _NotLearnedError as error:
         return Outcome(case, refusal=str(error))
     readings = [Reading("resize, calls that failed", (float(len(traffic.failures)),), "calls", NONE)]
-    for kind in ("observe", "generate", "score"):
+    for kind in (*ANSWERED, LEARNED):
         before = traffic.took_s(kind, *quiet)
         during = sorted(one for change in changes for one in traffic.took_s(kind, *change))
+        of = f"{len(during)} calls"
         for share, what in ((0.5, "p50"), (0.99, "p99"), (1.0, "longest")):
             old_ms, new_ms = 1e3 * _quantile(before, share), 1e3 * _quantile(during, share)
-            of = f"{len(during)} calls"
             readings.append(Reading(f"resize, {kind}, {what} before", (old_ms,), "ms", note=f"{len(before)} calls"))
-            target = PAUSE if what == "p99" else None
+            target = PAUSE if what == "p99" and kind in ANSWERED else None
             readings.append(Reading(f"resize, {kind}, {what} during", (new_ms,), "ms", target, note=of))
             if what == "p99":
                 readings.append(Reading(f"resize, {kind}, p99, during / before", (new_ms / old_ms,), "x", note=of))
+                if kind == LEARNED:
+                    readings.append(
+                        Reading(f"resize, {kind}, p99, longer by", (new_ms - old_ms,), "ms", PAUSE, note=of)
+                    )
     took_s = tuple(end_s - start_s for start_s, end_s in changes)
     readings.append(Reading("resize, one shard more or less", took_s, "s"))
     return Outcome(case, tuple(readings))
