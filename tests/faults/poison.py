@@ -92,7 +92,9 @@ class Injector:
         self.injected: list[Injected] = []
         self.ends: dict[int, int] = {}
 
-    def put(self, piece: Sequence[Interaction | Poison]) -> None:
+    def put(self, piece: Sequence[Interaction | Poison]) -> list[tuple[int, int]]:
+        """Writes a piece; returns the (partition, position)s of its records."""
+        places = []
         for one in piece:
             if isinstance(one, Poison):
                 at = self._put_poison(one)
@@ -102,6 +104,8 @@ class Injector:
                 (receipt,) = self._place.journal.append([one])
                 partition, position = receipt.partition, receipt.position
             self.ends[partition] = max(self.ends.get(partition, 0), position + 1)
+            places.append((partition, position))
+        return places
 
     def _put_poison(self, poison: Poison) -> Injected:
         """Writes into the embedded file as no client of ours would: there every record has an owner."""

@@ -7,7 +7,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -125,14 +125,24 @@ def survive(
     stream: Sequence[Any],
     case: Case,
     seed: int,
-    put: Callable[[Sequence[Any]], Any] | None = None,
+    put: Callable[[Sequence[Any]], Iterable[tuple[int, int]]] | None = None,
 ) -> dict[str, Any]:
-    """Sends a stream, and kills all along it; returns how often, and what it cost. `put` writes a piece of it."""
+    """Sends a stream, and kills all along it; returns how often, and what it cost.
+
+    `put` writes a piece of it, and returns the (partition, position)s of its records.
+    """
+
+    def append(piece: Sequence[Any]) -> list[tuple[int, int]]:
+        return [(receipt.partition, receipt.position) for receipt in place.journal.append(piece)]
+
     rng, started_s = random.Random(seed), time.monotonic()
     killer = Killer(forker, place, POINTS["sqlite" if place.ends == "sqlite" else "valkey"], seed)
     every = -(-len(stream) // case.num_kills)
+    places = set[tuple[int, int]]()
     for number in range(case.num_kills):
-        (put or place.journal.append)(stream[number * every : (number + 1) * every])
+        # A repeat within one piece has the place of the first: what is sent may be more than there are records.
+        piece, num_before = stream[number * every : (number + 1) * every], len(places)
+        places.update((put or append)(piece))
         killer.kill_one()
         server_every = case.num_kills // max(1, case.num_server_kills)
         if server is not None and number % server_every == server_every // 2:
@@ -140,7 +150,7 @@ def survive(
             time.sleep(rng.uniform(0.0, 0.3))
             server.start()
 
-        def goes_on(behind: int = number * every) -> bool:
+        def goes_on(behind: int = num_before) -> bool:
             killer.tend()
             return place.num_taken_in() >= behind
 
