@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -135,7 +136,9 @@ class ObjectStore:
 
     def beside(self, do: Callable[[], None]) -> None:
         """Does one thing after another beside. What it raises is lost, as is what waits when the store is closed."""
-        self._beside.submit(do)
+        # A store that is closed takes nothing on any more.
+        with suppress(RuntimeError):
+            self._beside.submit(do)
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"

@@ -99,6 +99,12 @@ class RedisObjects:
         """Seconds after which it is known of everything that is put now whether a record will point to it."""
         return (1 + _MORE) * max(self._objects.config.put_within_s, self._objects.config.keep_replaced_s)
 
+    @property
+    def num_waiting(self) -> int:
+        """Objects that are removed when their time has come."""
+        with self._lock:
+            return len(self._waste)
+
     def get(self, name: str) -> bytes | None:
         """Returns an object; None when it is not there.
 
