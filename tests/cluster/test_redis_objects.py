@@ -329,6 +329,8 @@ def test_a_refusal_after_a_lost_answer_leaves_what_the_first_try_has_committed(s
         store, objects = opened(between.port, budget_s=0.01)
         next_one, _ = opened()
         commit = Commit(store.acquire(0, "shard"), 0, 1, (snapshot(),))
+        # So that the server knows the script, and the first try is one.
+        store.commit(replace(commit, snapshots=(), next_position=0))
         objects.after_put = lambda: between.swallow(1_000_000)
         with pytest.raises(Unavailable):
             store.commit(commit)

@@ -200,6 +200,8 @@ def _file_system(scheme: str, config: ObjectConfig) -> Any:
         raise ConfigInvalid("objects", reason) from error
     secret = read_secret("objects", config.secret_key_file, config.secret_key_variable)
     named = {
+        # One by one: many servers that speak the protocol cannot do it otherwise.
+        "disable_bulk_delete": True,
         "access_key_id": config.access_key,
         "secret_access_key": secret,
         "region": config.region,

@@ -146,9 +146,9 @@ class RedisObjects:
     def _begin(self, commit: Commit, name: str) -> Put:
         drawn, lasts_s = secrets.token_hex(8), self._objects.config.put_within_s
         right = self._key(commit.lease.partition, f"put:{drawn}")
-        ends_at_s = time.monotonic() + lasts_s
         self._server.call(lambda client: client.set(right, "", px=int(lasts_s * 1000)))
-        return Put(name, drawn, right, ends_at_s)
+        # Counted from the answer, and a little more, for clocks that do not go alike: by then it has ended.
+        return Put(name, drawn, right, time.monotonic() + (1 + _MORE) * lasts_s)
 
     def _put_one(self, lease: Lease, put: Put, snapshot: Snapshot, body: bytes) -> None:
         sha256 = hashlib.sha256(body).hexdigest()
@@ -162,10 +162,9 @@ class RedisObjects:
         """Leaves what was put for a commit that nobody has asked for again: waste, unless it was done all the same."""
         known = self._of(partition)
         if known.put is not None:
-            due_at_s = known.put.ends_at_s + _MORE * self._objects.config.put_within_s
             with self._lock:
                 for owner, pointer in known.put.pointers.items():
-                    self._waste.append(_Waste(due_at_s, partition, owner, pointer.name))
+                    self._waste.append(_Waste(known.put.ends_at_s, partition, owner, pointer.name))
         known.put = None
 
     def settle(self, commit: Commit, put: Put | None, answer: list[Any]) -> None:
@@ -178,16 +177,18 @@ class RedisObjects:
             self._of(partition).put = None
         now, before = ([name.decode() for name in names] for names in answer[2:4])
         put_by = {} if put is None else {owner: pointer.name for owner, pointer in put.pointers.items()}
-        is_certain = answer[0] != b"OK" and put is not None and put.num_sent == 1
         at_s = time.monotonic()
         later_s = at_s + self._objects.config.keep_replaced_s
+        mine_at_s = later_s
+        if answer[0] != b"OK" and put is not None:
+            mine_at_s = at_s if put.num_sent == 1 else max(later_s, put.ends_at_s)
         with self._lock:
             for snapshot, is_there, was_there in zip(commit.snapshots, now, before, strict=True):
                 if was_there != is_there and _is_name(was_there):
                     self._waste.append(_Waste(later_s, partition, snapshot.owner, was_there))
                 mine = put_by.get(snapshot.owner)
                 if mine is not None and mine != is_there:
-                    self._waste.append(_Waste(at_s if is_certain else later_s, partition, snapshot.owner, mine))
+                    self._waste.append(_Waste(mine_at_s, partition, snapshot.owner, mine))
             is_due = not self._is_dropping and any(one.due_at_s <= at_s for one in self._waste)
             self._is_dropping = self._is_dropping or is_due
         if is_due:
@@ -255,7 +256,10 @@ class RedisObjects:
         return found
 
     def listed(self, partition: int) -> dict[str, list[str]]:
-        """Returns the names of all objects of a partition by the folder they are in. Raises: Unavailable."""
+        """Returns the names of all objects of a partition by the folder they are in.
+
+        Raises: Unavailable.
+        """
         above = f"{self._home}/{partition}"
         folders = [f"{above}/{name}" for name in self._objects.names_in(above)]
         names = self._objects.each(self._objects.names_in, folders)
@@ -266,7 +270,10 @@ class RedisObjects:
         }
 
     def delete(self, names: Sequence[str]) -> None:
-        """Removes objects. Raises: Unavailable."""
+        """Removes objects.
+
+        Raises: Unavailable.
+        """
         self._objects.delete(names)
 
     def _find_store(self) -> str:

@@ -139,7 +139,7 @@ class RedisSnapshotStore:
         name = _name_of(commit)
         if self._objects is None:
             # 3. and 4.
-            answer = self._server.call(lambda _: self._send(commit, name, None))
+            answer = self._server.call(partial(self._send, commit, name, None))
             fault_point("commit.durable")
         else:
             answer = self._commit_with(self._objects, commit, name)
@@ -155,7 +155,7 @@ class RedisSnapshotStore:
                 # 2.
                 put = objects.put(commit, name, self._sealer) if has_large else None
                 # 3. and 4.
-                answer = self._server.call(lambda _, put=put: self._send(commit, name, put))
+                answer = self._server.call(partial(self._send, commit, name, put))
                 fault_point("commit.durable")
                 if answer[0] != b"DAMAGED":
                     # 5.
@@ -165,7 +165,7 @@ class RedisSnapshotStore:
         fault_point("commit.settled")
         return answer
 
-    def _send(self, commit: Commit, name: str, put: Put | None) -> list[Any]:
+    def _send(self, commit: Commit, name: str, put: Put | None, _: object) -> list[Any]:
         partition, lease = commit.lease.partition, commit.lease
         staged = [self._key(partition, f"stage:{name}:{index}") for index in range(len(commit.snapshots))]
         waiting: list[tuple[Any, ...]] = []
