@@ -220,8 +220,10 @@ def test_what_is_missing_is_told_by_name(s3, monkeypatch, tmp_path):
     with pytest.raises(ConfigInvalid, match="OBJECT_SECRET"):
         ObjectStore(ObjectConfig(**s3))
     monkeypatch.setenv("OBJECT_SECRET", "secret-word")
-    with pytest.raises(ConfigInvalid, match="ca_file"):
-        ObjectStore(ObjectConfig(**s3, ca_file=str(tmp_path / "none.pem")))
+    (tmp_path / "empty.pem").write_text("no certificate")
+    for name in ("none.pem", "empty.pem"):
+        with pytest.raises(ConfigInvalid, match="ca_file"):
+            ObjectStore(ObjectConfig(**s3, ca_file=str(tmp_path / name)))
     with pytest.raises(ConfigInvalid, match="what fsspec needs for nothing"):
         ObjectStore(ObjectConfig("nothing://folder"))
     monkeypatch.setitem(sys.modules, "obstore.fsspec", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -213,7 +214,7 @@ def _file_system(scheme: str, config: ObjectConfig) -> Any:
         "allow_http": config.endpoint.startswith("http://"),
     }
     if config.ca_file:
-        client["root_certificate"] = _read(config.ca_file)
+        client["root_certificate"] = _authorities(config.ca_file)
     return FsspecStore(
         "s3",
         config={name: value for name, value in named.items() if value},
@@ -224,11 +225,14 @@ def _file_system(scheme: str, config: ObjectConfig) -> Any:
     )
 
 
-def _read(path: str) -> bytes:
+def _authorities(path: str) -> bytes:
     try:
-        return Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise ConfigInvalid("objects", f"ca_file: {path} cannot be read: {error.strerror}") from error
+        content = Path(path).expanduser().read_bytes()
+        # The client would find out at its first call, and not say what is wrong.
+        ssl.create_default_context(cadata=content.decode("ascii"))
+    except (OSError, ValueError) as error:
+        raise ConfigInvalid("objects", f"ca_file: {path}: expected a PEM file: {_first_line(error)}") from error
+    return content
 
 
 def _make_folder(folder: Path) -> None:
