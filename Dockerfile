@@ -17,7 +17,7 @@ RUN python -m venv /opt/siltstone \
 COPY LICENSE README.md pyproject.toml ./
 COPY platform platform
 COPY services services
-RUN /opt/siltstone/bin/pip install --no-cache-dir -c constraints.txt --no-build-isolation ".[cluster,sleep,train]"
+RUN /opt/siltstone/bin/pip install --no-cache-dir -c constraints.txt --no-build-isolation ".[cluster,objects,sleep,train]"
 
 FROM ${PYTHON_IMAGE}
 # bash and wget: how KubeRay starts and asks a Ray node. g++: DeepSpeed compiles its collective operations at first use.

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -121,6 +122,16 @@ def noida(folder: Path) -> Iterator[Server]:
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     command = [binary, "start", "--only", "kafka", "--kafka-port", str(port), "--data-dir", str(folder / "data")]
+    yield from _running(Server(command, port, folder / "server.log"))
+
+
+@contextmanager
+def localbucket(folder: Path, *buckets: str) -> Iterator[Server]:
+    """A server that speaks S3's protocol and keeps objects as files in `folder`. It takes any credentials."""
+    for bucket in buckets:
+        (folder / "data" / bucket).mkdir(parents=True)
+    port = free_port()
+    command = [sys.executable, "-m", "localbucket", str(folder / "data"), "--port", str(port)]
     yield from _running(Server(command, port, folder / "server.log"))
 
 

@@ -21,6 +21,8 @@ from siltstone.adapters.kafka_config import KafkaConfig
 from siltstone.adapters.kafka_journal import KafkaJournal
 from siltstone.adapters.kafka_records import ORIGIN, REASON, headers_of, key_of
 from siltstone.adapters.master_key import MasterKey
+from siltstone.adapters.object_config import ObjectConfig
+from siltstone.adapters.object_store import open_objects
 from siltstone.adapters.redis_config import RedisConfig
 from siltstone.adapters.redis_key_vault import RedisKeyVault
 from siltstone.adapters.redis_snapshots import RedisSnapshotStore
@@ -60,36 +62,42 @@ def configs(tmp_path: Path) -> Iterator[tuple[KafkaConfig, RedisConfig]]:
 
 @asynccontextmanager
 async def opened(
-    home: Path, configs: tuple[KafkaConfig, RedisConfig], master: MasterKey
+    home: Path, configs: tuple[KafkaConfig, RedisConfig], master: MasterKey, objects_url: str = ""
 ) -> AsyncIterator[tuple[EmbeddedHost, KafkaJournal, RedisSnapshotStore]]:
-    config = tiny_config(home)
+    config, objects = tiny_config(home), open_objects(ObjectConfig(objects_url, min_bytes=1))
     core = CoreStore(home).load(config.core)
     with RedisKeyVault(configs[1], master) as vault:
         sealer = AesGcmSealer(vault)
-        with KafkaJournal(configs[0], sealer) as journal, RedisSnapshotStore(configs[1], sealer) as store:
+        with KafkaJournal(configs[0], sealer) as journal, RedisSnapshotStore(configs[1], sealer, objects) as store:
             async with EmbeddedHost(core, journal, store, Bm25Recall(), SystemClock(), config) as host:
                 yield host, journal, store
 
 
+@pytest.mark.parametrize("has_objects", [False, True])
 async def test_what_is_said_is_learned_and_is_there_after_a_restart_and_gone_when_forgotten(
-    home: Path, configs: tuple[KafkaConfig, RedisConfig], master: MasterKey
+    home: Path, configs: tuple[KafkaConfig, RedisConfig], master: MasterKey, has_objects: bool
 ) -> None:
-    async with opened(home, configs, master) as (host, _, _):
+    objects = home / "objects"
+    url = f"file://{objects}" if has_objects else ""
+    async with opened(home, configs, master, url) as (host, _, _):
         before = await answer(host, asking(ADA, "Where do I live?"))
         await teach(host, *[said(ADA, f"a{number}", line) for number, line in enumerate(LINES)])
         after = await answer(host, asking(ADA, "Where do I live?"))
         assert after[0] != before[0]
         learned = await scores(host, ADA)
-    async with opened(home, configs, master) as (host, journal, store):
+    async with opened(home, configs, master, url) as (host, journal, store):
         assert await scores(host, ADA) == learned
         assert store.load(ADA) is not None
+        assert bool([*objects.glob("*/*/*/*")]) == has_objects
         erasure = await host.forget(ADA)
+        assert [*objects.glob("*/*/*/*")] == []
         assert (erasure.had_memory, erasure.num_interactions) == (True, 2)
         assert (await answer(host, asking(ADA, "Where do I live?")))[0] == before[0]
         assert [record.payload for record in journal.read(partition_of(ADA, NUM_PARTITIONS), 0, 10)] == [b"", b""]
         await teach(host, said(ADA, "a9", LINES[0]))
         assert (await host.memory(ADA)).num_interactions == 1
-    content = b"".join(part.read_bytes() for part in (home / "valkey").rglob("*") if part.is_file())
+    files = [part for folder in ("valkey", "objects") for part in (home / folder).rglob("*") if part.is_file()]
+    content = b"".join(part.read_bytes() for part in files)
     assert not any(line.encode() in content for line in LINES)
 
 

@@ -22,6 +22,8 @@ from siltstone.adapters.aes_gcm_sealer import AesGcmSealer
 from siltstone.adapters.kafka_config import KafkaConfig
 from siltstone.adapters.kafka_journal import KafkaJournal
 from siltstone.adapters.master_key import MasterKey, open_master_key
+from siltstone.adapters.object_config import ObjectConfig
+from siltstone.adapters.object_store import open_objects
 from siltstone.adapters.redis_config import RedisConfig
 from siltstone.adapters.redis_key_vault import RedisKeyVault
 from siltstone.adapters.redis_snapshots import RedisSnapshotStore
@@ -135,13 +137,20 @@ def redis_config(request: Request, fixture: str) -> RedisConfig:
 
 
 def redis_store(
-    request: Request, folder: Path, fixture: str = "redis_address", sealing: Sealing = in_the_clear
+    request: Request,
+    folder: Path,
+    fixture: str = "redis_address",
+    sealing: Sealing = in_the_clear,
+    has_objects: bool = False,
 ) -> StoreBackend:
+    """With objects, every memory of a byte or more is one, and what is replaced goes at once."""
     config = redis_config(request, fixture)
+    url = f"file://{folder}/objects" if has_objects else ""
+    objects = ObjectConfig(url, min_bytes=1, keep_replaced_s=0)
 
     @contextmanager
     def opened() -> Iterator[SnapshotStore]:
-        with sealing(folder) as sealer, RedisSnapshotStore(config, sealer) as store:
+        with sealing(folder) as sealer, RedisSnapshotStore(config, sealer, open_objects(objects)) as store:
             yield store
 
     return StoreBackend(opened)
@@ -206,6 +215,9 @@ STORES = {
     "redis": redis_store,
     "redis-cluster": partial(redis_store, fixture="redis_cluster_address"),
     "redis-sealed": partial(redis_store, sealing=embedded_sealer),
+    "redis+objects": partial(redis_store, has_objects=True),
+    "redis+objects-cluster": partial(redis_store, fixture="redis_cluster_address", has_objects=True),
+    "redis+objects-sealed": partial(redis_store, sealing=embedded_sealer, has_objects=True),
 }
 
 

@@ -19,6 +19,9 @@ SET_BY_CHART = (
     "cluster.ray_address",
     "sealing.master_key_file",
     "sealing.master_key_variable",
+    "objects.secret_key_file",
+    "objects.secret_key_variable",
+    "objects.ca_file",
     *(
         f"{part}.{field}"
         for part in ("kafka", "redis", "key_store")

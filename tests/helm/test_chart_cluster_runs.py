@@ -51,10 +51,11 @@ def values(broker: int, store: int, port: int) -> dict[str, Any]:
             },
             "redis": {**PARTITIONS, "address": f"redis://127.0.0.1:{store}"},
             "key_store": {**PARTITIONS, "address": f"redis://127.0.0.1:{store}", "namespace": "keys"},
+            "objects": {"url": "", "endpoint": "", "region": "", "access_key": ""},
             "mlflow": {"address": ""},
         },
         "secrets": {
-            **{part: {"existingSecret": ""} for part in ("kafka", "redis", "keyStore", "mlflow")},
+            **{part: {"existingSecret": ""} for part in ("kafka", "redis", "keyStore", "objects", "mlflow")},
             "sealing": {"existingSecret": "master"},
             "rayToken": {"existingSecret": "ray-token"},
         },

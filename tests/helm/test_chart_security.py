@@ -155,7 +155,25 @@ def test_what_leaves_is_dns_the_release_and_the_ports_of_the_configured_servers(
         dns, own, outside = policy["spec"]["egress"]
         assert {entry["port"] for entry in dns["ports"]} == {53}
         assert own["to"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/instance"] == "demo"
-        assert {entry["port"] for entry in outside["ports"]} == {9092, 6380, 6381, 5000, 4317}
+        assert {entry["port"] for entry in outside["ports"]} == {9092, 6380, 6381, 9000, 5000, 4317}
+
+
+@pytest.mark.parametrize(
+    ("objects", "ports"),
+    [
+        ({"url": "s3://memories", "endpoint": ""}, {443}),
+        ({"url": "s3://memories", "endpoint": "http://objects"}, {80}),
+        ({"url": "file:///var/lib/siltstone/objects", "endpoint": ""}, set()),
+        ({"url": ""}, set()),
+    ],
+)
+def test_an_object_store_is_reached_where_there_is_one_outside(
+    newest_helm: str, objects: dict[str, str], ports: set[int]
+) -> None:
+    values = {"config": {"objects": objects}, "networkPolicy": {"egress": {"enabled": True}}}
+    for policy in of_kind(render(newest_helm, "cluster", values), "NetworkPolicy"):
+        outside = policy["spec"]["egress"][2]
+        assert {entry["port"] for entry in outside["ports"]} == {9092, 6380, 6381, 5000} | ports
 
 
 def test_the_gateway_is_asked_by_number_and_drains_before_it_is_killed(newest_helm: str) -> None:

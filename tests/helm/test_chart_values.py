@@ -25,6 +25,7 @@ from siltstone.config.reading import read_config
         ({"config": {"gateway": {"host": "0.0.0.0"}}}, "host"),
         ({"config": {"cluster": {"is_on": False}}}, "is_on"),
         ({"config": {"kafka": {"password_file": "/somewhere"}}}, "password_file"),
+        ({"config": {"objects": {"secret_key_file": "/somewhere"}}}, "secret_key_file"),
         ({"config": {"sleep": {"train": {"trainer": "magic"}}}}, "trainer"),
         ({"mode": "both"}, "mode"),
         ({"image": {"digest": "latest"}}, "digest"),
@@ -106,7 +107,7 @@ def test_siltstone_takes_the_rendered_configuration(helm: str, value_set: str) -
 def test_a_cluster_finds_its_secrets_where_they_are_mounted(newest_helm: str) -> None:
     manifests = render(newest_helm, "cluster")
     config = read_config(SiltstoneConfig, tomllib.loads(only(manifests, "ConfigMap")["data"]["siltstone.toml"]))
-    named = [config.sealing.master_key_file]
+    named = [config.sealing.master_key_file, config.objects.secret_key_file, config.objects.ca_file]
     for part in (config.kafka, config.redis, config.key_store):
         named += [part.password_file, part.ca_file]
     spec = only(manifests, "Deployment")["spec"]["template"]["spec"]

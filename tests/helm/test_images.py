@@ -66,7 +66,7 @@ def test_an_image_installs_extras_that_exist_from_folders_that_exist(name: str) 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     text = (ROOT / name).read_text(encoding="utf-8")
     extras = re.findall(r'"\.\[([a-z,]+)\]"', text)
-    assert extras == ["cluster,sleep,train"]
+    assert extras == ["cluster,objects,sleep,train"]
     assert set(extras[0].split(",")) <= set(project["optional-dependencies"])
     allowed = {line[1:] for line in _ignored() if line.startswith("!")}
     for word, rest in instructions(name):

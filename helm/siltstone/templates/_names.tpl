@@ -87,7 +87,7 @@ seccompProfile: {type: RuntimeDefault}
 {{/* A Secret's mount and the names of the files in it. Called with the part of .Values.secrets. */}}
 {{- define "siltstone.secretFiles" -}}
 {{- $files := dict }}
-{{- range $key, $file := dict "passwordKey" "password" "caKey" "ca.crt" "certKey" "tls.crt" "keyKey" "tls.key" "masterKeyKey" "master.key" }}
+{{- range $key, $file := dict "passwordKey" "password" "caKey" "ca.crt" "certKey" "tls.crt" "keyKey" "tls.key" "masterKeyKey" "master.key" "secretKeyKey" "secret.key" }}
 {{- with index $.part $key }}{{ $_ := set $files . $file }}{{ end }}
 {{- end }}
 {{- toJson $files }}
@@ -98,7 +98,7 @@ seccompProfile: {type: RuntimeDefault}
 {{- $found := dict }}
 {{- $folders := dict "sealing" "sealing" }}
 {{- if include "siltstone.isCluster" . }}
-{{- $folders = dict "sealing" "sealing" "kafka" "kafka" "redis" "redis" "keyStore" "key-store" }}
+{{- $folders = dict "sealing" "sealing" "kafka" "kafka" "redis" "redis" "keyStore" "key-store" "objects" "objects" }}
 {{- end }}
 {{- range $part, $folder := $folders }}
 {{- $secret := index $.Values.secrets $part }}

@@ -6,7 +6,7 @@ and false are TOML's too; what is null is left out, as TOML has none.
 {{- $config := deepCopy .Values.config }}
 {{- $own := dict "gateway" (dict "host" "0.0.0.0" "port" (include "siltstone.port" . | int)) }}
 {{- $mounted := include "siltstone.mounted" . | fromJson }}
-{{- $names := dict "password" "password_file" "ca.crt" "ca_file" "tls.crt" "cert_file" "tls.key" "key_file" "master.key" "master_key_file" }}
+{{- $names := dict "password" "password_file" "ca.crt" "ca_file" "tls.crt" "cert_file" "tls.key" "key_file" "master.key" "master_key_file" "secret.key" "secret_key_file" }}
 {{- range $folder, $secret := $mounted }}
 {{- $part := replace "-" "_" $folder }}
 {{- range $key, $file := include "siltstone.secretFiles" (dict "part" $secret) | fromJson }}

@@ -74,46 +74,73 @@ write_part(part)
 return {'OK', part.epoch}
 """
 
-# KEYS: partition, users, cores, ids, parked, payloads; then for each snapshot its staged and its final key; then for
-# each parked interaction its owner's set. ARGV: epoch, expected position, next position, name of the commit, first
-# position of the window, number of snapshots, of parked, of ids; then (owner, core) for each snapshot; (position,
-# record, payload) for each parked interaction; (id, position) for each interaction taken in.
+_POINTER: Final = """
+-- The object that a snapshot's record points to: '' when it has its body with it, '-' without a record, '?' when that
+-- cannot be told.
+local function pointer_of(key)
+  local start = redis.pcall('GETRANGE', key, 0, 13)
+  if start == '' then return '-' end
+  if type(start) ~= 'string' or #start < 14 or string.sub(start, 1, 8) ~= 'SILTREC\\n' then return '?' end
+  local b = {string.byte(start, 9, 14)}
+  if b[1] * 256 + b[2] < 2 then return '' end
+  local length = ((b[3] * 256 + b[4]) * 256 + b[5]) * 256 + b[6]
+  local is_read, head = pcall(cjson.decode, redis.call('GETRANGE', key, 14, 13 + length))
+  if not is_read or type(head) ~= 'table' or type(head.object) ~= 'string' then return '?' end
+  return head.object
+end
+"""
+
+# KEYS: partition, users, cores, ids, parked, payloads, the right to commit what was put; then for each snapshot its
+# staged and its final key; then for each parked interaction its owner's set. ARGV: epoch, expected position, next
+# position, name of the commit, first position of the window, number of snapshots, of parked, of ids, whether anything
+# was put; then (owner, core) for each snapshot; (position, record, payload) for each parked interaction; (id, position)
+# for each interaction taken in. The answer: a word, what it is about, and of every snapshot the pointer there is now
+# and the one that was there before.
 _COMMIT: Final = """
 local part = read_part()
 if not part then return {'DAMAGED'} end
 local num_snapshots, num_parked, num_ids = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local function unstage()
-  for i = 0, num_snapshots - 1 do redis.call('UNLINK', KEYS[7 + 2 * i]) end
+local function pointers()
+  local found = {}
+  for i = 0, num_snapshots - 1 do found[i + 1] = pointer_of(KEYS[9 + 2 * i]) end
+  return found
+end
+local before = pointers()
+local right = ARGV[9] == '1' and redis.call('GET', KEYS[7])
+local function ended(word, detail)
+  for i = 0, num_snapshots - 1 do redis.call('UNLINK', KEYS[8 + 2 * i]) end
+  return {word, detail, pointers(), before}
 end
 if part.last_commit == ARGV[4] then
   -- Sent again because its answer was lost. What was staged for it again goes.
-  unstage()
-  return {'OK'}
+  if right and right ~= '' then before = cjson.decode(right) end
+  return ended('OK', '')
 end
-if part.epoch ~= ARGV[1] then unstage() return {'STALE', part.epoch} end
-if part.position ~= ARGV[2] then unstage() return {'CONFLICT', part.position} end
+if part.epoch ~= ARGV[1] then return ended('STALE', part.epoch) end
+if part.position ~= ARGV[2] then return ended('CONFLICT', part.position) end
+if ARGV[9] == '1' and right ~= '' then return ended('LATE', '') end
 for i = 0, num_snapshots - 1 do
-  if redis.call('EXISTS', KEYS[7 + 2 * i]) == 0 then unstage() return {'UNSTAGED'} end
+  if redis.call('EXISTS', KEYS[8 + 2 * i]) == 0 then return ended('UNSTAGED', '') end
 end
 local num_new = 0
 for i = 0, num_snapshots - 1 do
-  local staged, final = KEYS[7 + 2 * i], KEYS[8 + 2 * i]
-  local owner, core = ARGV[9 + 2 * i], ARGV[10 + 2 * i]
-  local before = redis.call('HGET', KEYS[2], owner)
+  local staged, final = KEYS[8 + 2 * i], KEYS[9 + 2 * i]
+  local owner, core = ARGV[10 + 2 * i], ARGV[11 + 2 * i]
+  local old_core = redis.call('HGET', KEYS[2], owner)
   redis.call('RENAME', staged, final)
   redis.call('PERSIST', final)
-  if before ~= core then
+  if old_core ~= core then
     redis.call('HSET', KEYS[2], owner, core)
     count_core(KEYS[3], core, 1)
-    if before then count_core(KEYS[3], before, -1) else num_new = num_new + 1 end
+    if old_core then count_core(KEYS[3], old_core, -1) else num_new = num_new + 1 end
   end
 end
-local next = 9 + 2 * num_snapshots
+local next = 10 + 2 * num_snapshots
 for i = 0, num_parked - 1 do
   local position = ARGV[next + 3 * i]
   redis.call('HSET', KEYS[5], position, ARGV[next + 3 * i + 1])
   redis.call('HSET', KEYS[6], position, ARGV[next + 3 * i + 2])
-  redis.call('SADD', KEYS[7 + 2 * num_snapshots + i], position)
+  redis.call('SADD', KEYS[8 + 2 * num_snapshots + i], position)
 end
 next = next + 3 * num_parked
 for i = 0, num_ids - 1 do
@@ -125,7 +152,9 @@ part.last_commit = ARGV[4]
 part.num_snapshots = whole(tonumber(part.num_snapshots) + num_new)
 part.num_parked = whole(redis.call('HLEN', KEYS[5]))
 write_part(part)
-return {'OK'}
+-- A right is for once. What it was used on is told to who asks again.
+if right then redis.call('SET', KEYS[7], cjson.encode(before), 'PX', 60000) end
+return ended('OK', '')
 """
 
 # KEYS: partition, users, cores, parked, payloads, the owner's set of parked positions, the snapshot.
@@ -159,6 +188,22 @@ _PARKED: Final = """
 local part = read_part()
 if not part then return {'DAMAGED'} end
 return {'OK', part.num_parked, redis.call('HKEYS', KEYS[2])}
+"""
+
+# KEYS: partition, users. Who has a snapshot and how many should, of one moment.
+_USERS: Final = """
+local part = read_part()
+if not part then return {'DAMAGED'} end
+return {'OK', part.num_snapshots, redis.call('HKEYS', KEYS[2])}
+"""
+
+# KEYS: partition, then snapshots.
+_POINTERS: Final = """
+local part = read_part()
+if not part then return {'DAMAGED'} end
+local found = {}
+for i = 2, #KEYS do found[i - 1] = pointer_of(KEYS[i]) end
+return {'OK', found}
 """
 
 # KEYS: partition.
@@ -205,12 +250,14 @@ _FREES: Final = "#!lua flags=allow-oom\n"
 SCRIPTS: Final = {
     "make": Script("#!lua\n" + _RECORD + _MAKE),
     "acquire": Script(_FREES + _RECORD + _ACQUIRE),
-    "commit": Script("#!lua\n" + _RECORD + _COMMIT),
+    "commit": Script("#!lua\n" + _RECORD + _POINTER + _COMMIT),
     "erase": Script(_FREES + _RECORD + _ERASE),
     "make-key": Script("#!lua\n" + _MAKE_KEY),
     "read-key": Script("#!lua flags=no-writes\n" + _READ_KEY),
     "rewrap-key": Script("#!lua\n" + _REWRAP_KEY),
     "destroy-key": Script(_FREES + _DESTROY_KEY),
+    "users": Script("#!lua flags=no-writes\n" + _RECORD + _USERS),
+    "pointers": Script("#!lua flags=no-writes\n" + _RECORD + _POINTER + _POINTERS),
     "parked": Script("#!lua flags=no-writes\n" + _RECORD + _PARKED),
     "read": Script("#!lua flags=no-writes\n" + _RECORD + _READ),
 }

@@ -12,6 +12,7 @@ from typing import Any, Final
 from siltstone.adapters.bm25_recall import Bm25RecallConfig
 from siltstone.adapters.kafka_config import KafkaConfig
 from siltstone.adapters.mlflow_config import MlflowConfig
+from siltstone.adapters.object_config import ObjectConfig
 from siltstone.adapters.redis_config import RedisConfig
 from siltstone.adapters.sealing_config import SealingConfig
 from siltstone.adapters.sqlite_file import SqliteConfig
@@ -169,6 +170,8 @@ class SiltstoneConfig:
     """Where the memories of a cluster's users are."""
     key_store: RedisConfig = field(default_factory=RedisConfig)
     """Where the keys of a cluster's users are: best on a server apart from what they have sealed."""
+    objects: ObjectConfig = field(default_factory=ObjectConfig)
+    """Where the large ones of a cluster's memories are, if not in Redis."""
 
     def __post_init__(self) -> None:
         if not self.cluster.is_on:

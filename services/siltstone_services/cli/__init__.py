@@ -11,7 +11,19 @@ import typer
 from typer.core import TyperGroup
 
 from siltstone.errors import SiltstoneError
-from siltstone_services.cli import chat, configuration, core, evaluation, feeding, keys, memory, server, sleep, versions
+from siltstone_services.cli import (
+    chat,
+    configuration,
+    core,
+    evaluation,
+    feeding,
+    keys,
+    memory,
+    objects,
+    server,
+    sleep,
+    versions,
+)
 from siltstone_services.cli.exits import exit_code, one_line
 from siltstone_services.cli.options import Settings
 
@@ -66,6 +78,7 @@ app.command("demo")(evaluation.demo)
 app.add_typer(evaluation.bench_app, name="bench")
 app.add_typer(configuration.app, name="config")
 app.add_typer(keys.app, name="keys")
+app.add_typer(objects.app, name="objects")
 app.add_typer(sleep.app, name="sleep")
 app.add_typer(versions.app, name="versions")
 app.add_typer(versions.gate_app, name="gate")

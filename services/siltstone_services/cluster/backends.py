@@ -32,6 +32,7 @@ def open_backends(config: SiltstoneConfig) -> Iterator[Backends]:
         from siltstone.adapters.aes_gcm_sealer import AesGcmSealer
         from siltstone.adapters.kafka_journal import KafkaJournal
         from siltstone.adapters.master_key import open_master_key
+        from siltstone.adapters.object_store import open_objects
         from siltstone.adapters.redis_key_vault import RedisKeyVault
         from siltstone.adapters.redis_snapshots import RedisSnapshotStore
     except ModuleNotFoundError as error:
@@ -39,6 +40,6 @@ def open_backends(config: SiltstoneConfig) -> Iterator[Backends]:
     with ExitStack() as stack:
         vault = stack.enter_context(RedisKeyVault(config.key_store, open_master_key(config.sealing)))
         sealer = AesGcmSealer(vault, config.sealing)
-        store = stack.enter_context(RedisSnapshotStore(config.redis, sealer))
+        store = stack.enter_context(RedisSnapshotStore(config.redis, sealer, open_objects(config.objects)))
         journal = stack.enter_context(KafkaJournal(config.kafka, sealer))
         yield Backends(journal, store, sealer)
