@@ -25,7 +25,18 @@ def resize(reach: Reach, num_shards: int) -> None:
 
 
 def _print(shards: Sequence[ShardView]) -> None:
-    columns = ("shard", "state", "#partitions", "#epochs", "#lag", "#users", "#held", "#absorbed/s", "#tokens/s")
+    columns = (
+        "shard",
+        "state",
+        "#partitions",
+        "#epochs",
+        "#lag",
+        "#users",
+        "#held",
+        "#absorbed/s",
+        "#tokens/s",
+        "#parked",
+    )
     told = table(*columns)
     for shard in shards:
         places = shard.partitions
@@ -39,6 +50,7 @@ def _print(shards: Sequence[ShardView]) -> None:
             size_text(shard.resident_bytes),
             _rate(shard.absorbed_per_s),
             _rate(shard.answered_tokens_per_s),
+            f"{shard.num_parked:,}",
         )
     console = out()
     console.print(told)
