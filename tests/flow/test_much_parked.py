@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,9 +85,9 @@ class Bench:
 
 
 @pytest.fixture
-def bench(caplog: pytest.LogCaptureFixture) -> Iterator[Bench]:
+def bench(caplog: pytest.LogCaptureFixture) -> Bench:
     caplog.set_level(logging.INFO)
-    yield Bench()
+    return Bench()
 
 
 BAD, WORSE = ParkReason.UNDECODABLE, ParkReason.TOO_LARGE

@@ -25,19 +25,8 @@ def resize(reach: Reach, num_shards: int) -> None:
 
 
 def _print(shards: Sequence[ShardView]) -> None:
-    columns = (
-        "shard",
-        "state",
-        "#partitions",
-        "#epochs",
-        "#lag",
-        "#users",
-        "#held",
-        "#absorbed/s",
-        "#tokens/s",
-        "#parked",
-    )
-    told = table(*columns)
+    rates = ("#absorbed/s", "#tokens/s")
+    told = table("shard", "state", "#partitions", "#epochs", "#lag", "#users", "#held", *rates, "#parked")
     for shard in shards:
         places = shard.partitions
         told.add_row(
