@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
@@ -99,7 +100,8 @@ def open_node_over(home: Path, file: SqliteFile, config: SiltstoneConfig, **kind
     """Returns a node over a file that others use too."""
     core = CoreStore(home).load(config.core)
     store = kinds.get("store_of", SqliteSnapshotStore)(file)
-    return ShardNode(core, LookedAtJournal(file), store, Bm25Recall(), SystemClock(), config)
+    journal = kinds.get("journal_of", LookedAtJournal)(file)
+    return ShardNode(core, journal, store, Bm25Recall(), SystemClock(), config)
 
 
 class LocalLink:
@@ -239,7 +241,8 @@ async def open_cluster(
         for number in range(num_shards):
             await fleet.begin(f"shard-{number}")
         journal = LookedAtJournal(file)
-        conductor = await stack.enter_async_context(Conductor(NUM_PARTITIONS, fleet, journal, config.cluster))
+        clock = kinds.get("clock", time.monotonic)
+        conductor = await stack.enter_async_context(Conductor(NUM_PARTITIONS, fleet, journal, config.cluster, clock))
         await conductor.wait_for(lambda: conductor.coordinator.is_settled, 30, "the cluster", "it does not settle")
         backends = Backends(journal, SqliteSnapshotStore(file), Unsealed())
         resizing = Resizing(conductor, fleet, NUM_PARTITIONS, config.cluster)

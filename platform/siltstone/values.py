@@ -375,6 +375,8 @@ class ShardView:
     resident_bytes: int
     absorbed_per_s: float | None = None
     answered_tokens_per_s: float | None = None
+    num_parked: int = 0
+    """Since it began."""
 
 
 @dataclass(frozen=True, slots=True)

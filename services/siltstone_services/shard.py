@@ -111,7 +111,8 @@ class EmbeddedHost(ShardNode):
             PartitionView(one, beat.claim.epochs[one], at, ends[one] - at, one in beat.damaged)
             for one, at in sorted(beat.positions.items())
         )
-        return (ShardView("embedded", "ready", partitions, beat.num_resident, beat.resident_bytes),)
+        held = (beat.num_resident, beat.resident_bytes)
+        return (ShardView("embedded", "ready", partitions, *held, num_parked=beat.num_parked),)
 
     async def resize(self, num_shards: int) -> None:
         """See `ports.ShardHost.resize`: there is nothing to be resized."""

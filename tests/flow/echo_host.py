@@ -226,7 +226,7 @@ class EchoHost:
     async def shards(self) -> tuple[ShardView, ...]:
         places = tuple(PartitionView(one, 7, len(records), 0) for one, records in enumerate(self._journal))
         return (
-            ShardView("echo", "ready", places, len(self._memories), 12, 0.5),
+            ShardView("echo", "ready", places, len(self._memories), 12, 0.5, num_parked=3),
             ShardView("late", "stalled", (), 0, 0),
         )
 

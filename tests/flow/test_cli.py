@@ -199,6 +199,18 @@ def test_the_shards_are_shown_with_what_they_own(run: Run) -> None:
     assert [line.split()[:3] for line in told[-4:]] == [[str(number), "echo", "7"] for number in range(4)]
 
 
+def test_a_program_reads_the_shards(run: Run) -> None:
+    echo, late = json.loads(run("cluster", "--format", "json").stdout)
+    assert (echo["name"], echo["state"], echo["num_parked"], echo["absorbed_per_s"]) == ("echo", "ready", 3, 0.5)
+    names = ("partition", "epoch", "position", "lag_interactions", "is_damaged")
+    assert [tuple(place) for place in echo["partitions"]] == [names] * 4
+    assert [place["partition"] for place in echo["partitions"]] == list(range(4))
+    assert (late["state"], late["partitions"], late["absorbed_per_s"]) == ("stalled", [], None)
+    resized = run("cluster", "resize", "2", "--format", "json")
+    # What is said meanwhile is for people, and not on the standard output.
+    assert (json.loads(resized.stdout)[0]["name"], resized.stderr) == ("echo", "resizing to 2 shards ...\n")
+
+
 def test_the_shards_are_shown_once_there_are_so_many(run: Run) -> None:
     resized = run("cluster", "resize", "2")
     assert (resized.exit_code, resized.stderr) == (0, "resizing to 2 shards ...\n")

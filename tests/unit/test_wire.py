@@ -110,7 +110,7 @@ ENDS = st.builds(
     st.none() | RECEIPTS,
 )
 PLACES = st.lists(st.builds(PartitionView, COUNT, COUNT, COUNT, COUNT, st.booleans()), max_size=3).map(tuple)
-SHARDS = st.builds(ShardView, TEXT, TEXT, PLACES, COUNT, COUNT, st.none() | REAL, st.none() | REAL)
+SHARDS = st.builds(ShardView, TEXT, TEXT, PLACES, COUNT, COUNT, st.none() | REAL, st.none() | REAL, COUNT)
 STATUSES = st.builds(ShardStatus, TEXT, *[COUNT] * 9, REAL)
 LEVELS = st.lists(st.builds(LevelCard, TEXT, COUNT, COUNT, COUNT, REAL), max_size=3).map(tuple)
 CARDS = st.builds(MemoryCard, OWNERS, TEXT, COUNT, COUNT, COUNT, COUNT, LEVELS, COUNT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,11 @@ from siltstone.errors import ConfigInvalid, Corrupt, Unavailable
 
 T = TypeVar("T")
 
+_LOG = logging.getLogger(__name__)
+
 _SCANNED_AT_ONCE: Final = 1_000
+_FIRST_KEY: Final = 3
+"""Where a call of a script names its first key."""
 
 _REFUSED_US: Final = (
     redis.AuthenticationError,
@@ -91,18 +96,22 @@ class RedisServer:
 
         Raises: the first error among the answers, as the client names it. For use inside `call`.
         """
-        answers = self._send(commands)
+        return self._send_by(self._client, commands)
+
+    def _send_by(self, client: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+        answers = self._send(client, commands)
         if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
             for script in SCRIPTS.values():
-                self._client.script_load(script.text)
-            answers = self._send(commands)
+                client.script_load(script.text)
+            answers = self._send(client, commands)
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
         return answers
 
-    def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
+    @staticmethod
+    def _send(client: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+        pipeline = client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
         answers: list[Any] = pipeline.execute(raise_on_error=False)
@@ -111,23 +120,47 @@ class RedisServer:
     def run_durably(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
         """Runs a script and waits until its effect is on the server's disk: a restart must not undo it.
 
-        Of a cluster, or where no append-only file is demanded, nobody waits.
+        Where no append-only file is demanded, nobody waits.
         Raises: Unavailable also when the server has not told so in time: call again.
         """
         (answer,) = self.send_durably([("EVALSHA", SCRIPTS[script].sha1, len(keys), *keys, *arguments)])
         return answer
 
     def send_durably(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """Sends commands that may be sent again, and waits as `run_durably` does.
+        """Runs scripts that may be run again, and waits as `run_durably` does.
 
         Raises: as `run_durably`.
         """
-        waits = self.config.must_append and not self.config.is_cluster
-        wait: list[tuple[Any, ...]] = [("WAITAOF", 1, 0, int(self.config.answer_timeout_s * 500))] if waits else []
-        answers = self.call(lambda _: self.send(commands + wait))
-        if waits and int(answers[-1][0]) < 1:
+        if not self.config.must_append:
+            return self.call(lambda _: self.send(commands))
+        if not self.config.is_cluster:
+            return self.call(lambda client: self._send_and_wait(client, commands))
+        return self.call(lambda client: self._send_to_nodes(client, commands))
+
+    def _send_and_wait(self, client: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+        # On one connection: a server waits for what was written by the connection that asks.
+        wait = ("WAITAOF", 1, 0, int(self.config.answer_timeout_s * 500))
+        *answers, waited = self._send_by(client, [*commands, wait])
+        if int(waited[0]) < 1:
             raise Unavailable("the store", "what was erased or changed is not off its disk yet")
-        return answers[: len(commands)]
+        return answers
+
+    def _send_to_nodes(self, client: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """Sends each command to the node that has its keys, and waits there."""
+        by_node: dict[Any, list[int]] = {}
+        for number, command in enumerate(commands):
+            by_node.setdefault(client.get_node_from_key(command[_FIRST_KEY]), []).append(number)
+        answers: dict[int, Any] = {}
+        for node, numbers in by_node.items():
+            try:
+                connected = client.get_redis_connection(node)
+                told = self._send_and_wait(connected, [commands[number] for number in numbers])
+            except (redis.ConnectionError, redis.exceptions.AskError) as error:
+                # The keys have moved, or the node has gone: the next try asks who has them now.
+                client.nodes_manager.initialize()
+                raise _Away(_first_line(error)) from error
+            answers.update(zip(numbers, told, strict=True))
+        return [answers[number] for number in range(len(commands))]
 
     def keys_like(self, pattern: str) -> Iterator[str]:
         """Yields the keys that are like a pattern. One may come twice; none that is there all the while is left out.
@@ -143,11 +176,12 @@ class RedisServer:
             yield key.decode()
 
     def check(self) -> None:
-        """Asks every server whether it may hold a store.
+        """Asks every server whether it may hold a store, and warns of one that no ceiling keeps from taking all memory.
 
         Raises: ConfigInvalid when it may drop keys, or forgets everything at a restart, or is too old.
         """
-        for info in self.call(self._infos):
+        infos = self.call(self._infos)
+        for info in infos:
             version = str(info.get("valkey_version") or info.get("redis_version") or "0")
             if not version.split(".")[0].isdigit() or int(version.split(".")[0]) < 7:
                 raise ConfigInvalid("redis", f"expected a server of version 7 or later, found {version}")
@@ -157,6 +191,9 @@ class RedisServer:
             if self.config.must_append and not info.get("aof_enabled"):
                 reason = "expected a server with an append-only file (appendonly yes), found none; see must_append"
                 raise ConfigInvalid("redis", reason)
+        if unbounded := sum(not int(info.get("maxmemory", 0)) for info in infos):
+            told = {"namespace": self.config.namespace, "num_servers": unbounded}
+            _LOG.warning("the store has no memory ceiling", extra=told)
 
     def _infos(self, client: Any) -> list[dict[str, Any]]:
         if not self.config.is_cluster:

@@ -15,6 +15,7 @@ _MORE_THAN_0: Final = (
     "leave_budget_s",
     "start_budget_s",
     "follow_budget_s",
+    "silent_after_s",
 )
 
 
@@ -61,6 +62,9 @@ class ClusterConfig:
     follow_budget_s: float = 30.0
     """Seconds a request looks for the owner of its user, if the caller allows so many; then it is told as
     unavailable."""
+    silent_after_s: float = 60.0
+    """Seconds after which a partition is told of in which records wait and none is absorbed, though nothing is said to
+    be wrong with it: longer than a round takes, and than redis.retry_budget_s."""
     max_batch_calls: int = 256
     """Calls that travel to a shard together, at most."""
 

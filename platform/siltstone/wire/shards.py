@@ -16,6 +16,7 @@ def shard_to_proto(shard: ShardView) -> pb.Shard:
         resident_bytes=shard.resident_bytes,
         absorbed_per_s=shard.absorbed_per_s,
         answered_tokens_per_s=shard.answered_tokens_per_s,
+        num_parked=shard.num_parked,
     )
 
 
@@ -29,6 +30,7 @@ def shard_from_proto(shard: pb.Shard) -> ShardView:
         shard.resident_bytes,
         shard.absorbed_per_s if shard.HasField("absorbed_per_s") else None,
         shard.answered_tokens_per_s if shard.HasField("answered_tokens_per_s") else None,
+        shard.num_parked,
     )
 
 

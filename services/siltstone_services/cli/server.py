@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from siltstone_services.cli.later import Later
-from siltstone_services.cli.options import MAX_SHARDS, AddressOption, Reach
+from siltstone_services.cli.options import MAX_SHARDS, AddressOption, Format, FormatOption, Reach
 
 if TYPE_CHECKING:
     from siltstone_services.commands import shards as shards_command
@@ -43,10 +43,11 @@ def cluster(
     context: typer.Context,
     partitions: Annotated[bool, typer.Option("--partitions", help="Show every partition too.")] = False,
     address: AddressOption = None,
+    format_: FormatOption = Format.TEXT,
 ) -> None:
     """Show the shards of a server: what they own, what waits, what they hold and how fast they are."""
     if context.invoked_subcommand is None:
-        shards_command.show(Reach(context.obj, address, False), partitions)
+        shards_command.show(Reach(context.obj, address, False), partitions, format_)
 
 
 @cluster_app.command("resize")
@@ -54,10 +55,11 @@ def resize(
     context: typer.Context,
     num_shards: Annotated[int, typer.Argument(help="Shards there are to be.", min=1, max=MAX_SHARDS)],
     address: AddressOption = None,
+    format_: FormatOption = Format.TEXT,
 ) -> None:
     """Let shards join a running server, or leave it, until there are so many; no call fails for it.
 
     A shard that leaves commits the round under way, gives its partitions up, lets its answers end, and then ends. Waits
     until it is done; Ctrl-C ends the waiting only. A server that starts anew starts cluster.num_shards again.
     """
-    shards_command.resize(Reach(context.obj, address, False), num_shards)
+    shards_command.resize(Reach(context.obj, address, False), num_shards, format_)

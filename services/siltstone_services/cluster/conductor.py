@@ -17,6 +17,7 @@ from siltstone.placement.settings import ClusterConfig
 from siltstone.ports import Journal
 from siltstone_services.beat import Beat
 from siltstone_services.cluster.links import ShardFleet, ShardGone, ShardLink
+from siltstone_services.cluster.silence import Silence
 
 T = TypeVar("T")
 
@@ -41,8 +42,16 @@ class Conductor:
     Shards start one after the other the first time: the first builds what all of them read.
     """
 
-    def __init__(self, num_partitions: int, fleet: ShardFleet, journal: Journal, config: ClusterConfig) -> None:
-        self._fleet, self._journal, self._config = fleet, journal, config
+    def __init__(
+        self,
+        num_partitions: int,
+        fleet: ShardFleet,
+        journal: Journal,
+        config: ClusterConfig,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` tells the seconds by which partitions are silent."""
+        self._fleet, self._journal, self._config, self._clock = fleet, journal, config, clock
         self.coordinator = Coordinator(num_partitions, config)
         self.beats: dict[str, Beat] = {}
         """What each shard that is there said last."""
@@ -62,6 +71,7 @@ class Conductor:
         self._listeners: dict[str, tuple[asyncio.Task[None], ...]] = {}
         self._has_first = asyncio.Event()
         self._samples: dict[str, tuple[float, Beat]] = {}
+        self._silence = Silence(config.silent_after_s)
 
     async def __aenter__(self) -> Conductor:
         for number, name in enumerate(self._fleet.names):
@@ -287,6 +297,7 @@ class Conductor:
                     self.damaged.update(progress.damaged)
                     if progress.trouble is not None:
                         self.troubles[name] = progress.trouble
+                        self._silence.excuse(mine, self._clock())
                     self.tell()
             except SiltstoneError:
                 # Who listens for its beats sees to it.
@@ -327,14 +338,24 @@ class Conductor:
         self.tell()
 
     async def _look_at_ends(self) -> None:
-        """Learns how far the journal goes, whoever has written to it."""
+        """Learns how far the journal goes, whoever has written to it, and looks whether what waits is absorbed."""
         while True:
             try:
                 for partition, end in (await asyncio.to_thread(self._journal.end_positions)).items():
                     self.ends[partition] = max(self.ends.get(partition, 0), end)
+                self._look_for_silence()
             except SiltstoneError as error:
                 _LOG.warning("ends of the journal not known", extra={"error": str(error)})
             await asyncio.sleep(_ENDS_EVERY_S)
+
+    def _look_for_silence(self) -> None:
+        waiting = {
+            partition: (at, end)
+            for partition, at in self.positions.items()
+            if (end := self.ends.get(partition, 0)) > at and partition not in self.damaged
+        }
+        owners = {one: seat.shard for one in waiting if (seat := self.coordinator.owner_of(one)) is not None}
+        self._silence.look(waiting, owners, self._clock())
 
     async def _look_at_ages(self) -> None:
         """Warns of what has waited for so long that the journal may forget it before it is absorbed."""

@@ -286,6 +286,7 @@ class ClusterHost:
             beat.resident_bytes if beat else 0,
             rates[0] if rates else None,
             rates[1] if rates else None,
+            beat.num_parked if beat else 0,
         )
 
 

@@ -5,28 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from siltstone.values import PartitionView, ShardView
-from siltstone_services.cli.options import Reach
+from siltstone_services.cli.options import Format, Reach
 from siltstone_services.commands.connection import ask
-from siltstone_services.commands.screen import counted, err, out, size_text, table
+from siltstone_services.commands.screen import counted, err, out, print_json, size_text, table
 
 
-def show(reach: Reach, has_partitions: bool) -> None:
-    """Prints a line for every shard; with `has_partitions` also one for every partition."""
+def show(reach: Reach, has_partitions: bool, form: Format) -> None:
+    """Prints a line for every shard; with `has_partitions` also one for every partition. JSON has all of it."""
     shards: tuple[ShardView, ...] = ask(reach, lambda client: client.shards())
+    if form is Format.JSON:
+        print_json(shards)
+        return
     _print(shards)
     if has_partitions:
         out().print(_partitions(shards))
 
 
-def resize(reach: Reach, num_shards: int) -> None:
+def resize(reach: Reach, num_shards: int, form: Format) -> None:
     """Prints the shards once there are so many."""
     err().print(f"resizing to {counted(num_shards, 'shard')} ...")
-    _print(ask(reach, lambda client: client.cluster.resize(num_shards)))
+    (print_json if form is Format.JSON else _print)(ask(reach, lambda client: client.cluster.resize(num_shards)))
 
 
 def _print(shards: Sequence[ShardView]) -> None:
-    columns = ("shard", "state", "#partitions", "#epochs", "#lag", "#users", "#held", "#absorbed/s", "#tokens/s")
-    told = table(*columns)
+    rates = ("#absorbed/s", "#tokens/s")
+    told = table("shard", "state", "#partitions", "#epochs", "#lag", "#users", "#held", *rates, "#parked")
     for shard in shards:
         places = shard.partitions
         told.add_row(
@@ -39,6 +42,7 @@ def _print(shards: Sequence[ShardView]) -> None:
             size_text(shard.resident_bytes),
             _rate(shard.absorbed_per_s),
             _rate(shard.answered_tokens_per_s),
+            f"{shard.num_parked:,}",
         )
     console = out()
     console.print(told)

@@ -171,7 +171,7 @@ class ListShardsResponse(_message.Message):
     def __init__(self, shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ...) -> None: ...
 
 class Shard(_message.Message):
-    __slots__ = ("name", "state", "partitions", "num_users_resident", "resident_bytes", "absorbed_per_s", "answered_tokens_per_s")
+    __slots__ = ("name", "state", "partitions", "num_users_resident", "resident_bytes", "absorbed_per_s", "answered_tokens_per_s", "num_parked")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PARTITIONS_FIELD_NUMBER: _ClassVar[int]
@@ -179,6 +179,7 @@ class Shard(_message.Message):
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     ABSORBED_PER_S_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    NUM_PARKED_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: str
     partitions: _containers.RepeatedCompositeFieldContainer[PartitionPlace]
@@ -186,7 +187,8 @@ class Shard(_message.Message):
     resident_bytes: int
     absorbed_per_s: float
     answered_tokens_per_s: float
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[PartitionPlace, _Mapping]]] = ..., num_users_resident: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., absorbed_per_s: _Optional[float] = ..., answered_tokens_per_s: _Optional[float] = ...) -> None: ...
+    num_parked: int
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., partitions: _Optional[_Iterable[_Union[PartitionPlace, _Mapping]]] = ..., num_users_resident: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., absorbed_per_s: _Optional[float] = ..., answered_tokens_per_s: _Optional[float] = ..., num_parked: _Optional[int] = ...) -> None: ...
 
 class PartitionPlace(_message.Message):
     __slots__ = ("partition", "epoch", "position", "lag_interactions", "is_damaged")
