@@ -108,7 +108,7 @@ async def test_an_interaction_written_twice_is_absorbed_once_and_poison_is_parke
         def send(id_: str, key: bytes | None = key_of(ADA), payload: bytes | None = None) -> int:
             interaction = said(ADA, id_, LINES[0])
             value = sealer.seal(ADA, journal_context(id_), encode(interaction) if payload is None else payload)
-            headers = headers_of(interaction, "")
+            headers = headers_of(interaction)
             sent = producer.send(configs[0].topic, key=key, value=value, headers=headers, partition=at)
             return int(sent.get(10).offset)
 

@@ -13,6 +13,7 @@ from siltstone.memory.round import Round, absorb_round, parked
 from siltstone.memory.user_memory import UserMemory, from_blob, to_blob
 from siltstone.model.deltas import DeltaShape
 from siltstone.ports import Journal, SnapshotStore
+from siltstone.traceparent import trace_fields
 from siltstone.values import Commit, Interaction, JournalRecord, Lease, Parked, ParkReason, Snapshot, UserKey
 
 _log = logging.getLogger(__name__)
@@ -314,7 +315,7 @@ class Shard:
         1. Seal the snapshots of the partition's users.
         2. Tell others what was parked; then write the snapshots, what was parked and the next position in one
            transaction of the store, under the lease.
-        3. Let the new memories answer.
+        3. Let the new memories answer, and log what was parked: whose, which and why, never what it says.
         After a crash between any two steps, what was not written is absorbed again from the journal. A partition that
         another owner has taken over, or whose store has gone back, is lost: nothing of it is written, and the others
         go on.
@@ -353,6 +354,10 @@ class Shard:
             self._hold(memory)
             self.num_absorbed += len(taken.work[memory.owner])
         self.num_parked += len(parked_now)
+        for one in parked_now:
+            told = {"owner": str(one.owner), "interaction_id": one.interaction_id, "reason": one.reason.value}
+            place = {"partition": one.partition, "position": one.position}
+            _log.warning("interaction parked", extra={**told, **place, **trace_fields(one.trace)})
 
     def _park_damaged(self, taken: Round, memories: Sequence[UserMemory]) -> bool:
         """Parks what came from users whose stored memory is damaged, and says whether there was one."""
