@@ -116,6 +116,26 @@ def tansu(folder: Path, advertised_port: int = 0, *options: str) -> Iterator[Ser
 
 
 @contextmanager
+def kafka_address(folder: Path) -> Iterator[str]:
+    """The brokers of the environment, or one of our own: for tests that only talk to it."""
+    if given := os.environ.get(KAFKA_VARIABLE):
+        yield given
+        return
+    with tansu(folder) as server:
+        yield f"127.0.0.1:{server.port}"
+
+
+@contextmanager
+def redis_address(folder: Path) -> Iterator[str]:
+    """The store of the environment, or one of our own: for tests that only talk to it, under a namespace of theirs."""
+    if given := os.environ.get(REDIS_VARIABLE):
+        yield given
+        return
+    with valkey(folder) as server:
+        yield f"redis://127.0.0.1:{server.port}"
+
+
+@contextmanager
 def noida(folder: Path) -> Iterator[Server]:
     """A Kafka-protocol broker that keeps its records in `folder` and has them again when it is started again."""
     binary = str(files("noida_db").joinpath("noida-db"))

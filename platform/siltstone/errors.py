@@ -157,6 +157,11 @@ class Corrupt(SiltstoneError):
         return f"{self.what} is damaged: expected {self.expected}, found {self.found}"
 
 
+def records_not_kept(partition: int, start: int) -> Corrupt:
+    """Returns what a journal says that has forgotten what is asked for, or never had it."""
+    return Corrupt(f"partition {partition}", f"records from position {start} on", "they are not kept (any more)")
+
+
 class KeyMissing(Corrupt):
     """What sealed bytes were sealed with is not there, and was never destroyed. Args: what, expected, found."""
 

@@ -92,7 +92,8 @@ class Interaction:
 
     `id` is the idempotency key: the same id from the same owner is applied once. A conversation, a correction and a
     thumb carry the exchange they are about in `messages` (its last message is the answer); a document is one message.
-    A correction's `correction` is the text that should have been the answer.
+    A correction's `correction` is the text that should have been the answer. `trace` is the traceparent of the call it
+    came with, if any: beside what happened, so no part of its bytes, and of no weight to whether two are equal.
     """
 
     id: str
@@ -103,6 +104,7 @@ class Interaction:
     correction: str = ""
     consent: Consent = field(default_factory=Consent)
     schema_version: int = SCHEMA_VERSION
+    trace: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ class JournalRecord:
     """One entry of a journal partition: the interaction as the bytes that were admitted, at its position.
 
     `defect` says why it is none, where the journal itself could tell; its owner is then unknown, or only claimed.
+    `trace` is the traceparent it was written with, where the journal keeps it.
     """
 
     partition: int
@@ -145,7 +148,10 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """An interaction that could not be absorbed, kept with its reason and origin."""
+    """An interaction that could not be absorbed, kept with its reason and origin.
+
+    `trace` is its record's, for those who are told of it when it happens: no store keeps it.
+    """
 
     partition: int
     position: int
@@ -154,6 +160,7 @@ class Parked:
     reason: ParkReason
     detail: str
     payload: bytes
+    trace: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +264,7 @@ class GenerateRequest:
     """A user's wish for an answer to a conversation whose last message is not the assistant's.
 
     With `interaction_id` and a consent to learn, the exchange is recorded as a conversation once answered.
-    `core_only` leaves the user's levels and text out: what the bare core would answer.
+    `core_only` leaves the user's levels and text out: what the bare core would answer. `trace` is as an interaction's.
     """
 
     owner: UserKey
@@ -267,6 +274,7 @@ class GenerateRequest:
     core_only: bool = False
     interaction_id: str = ""
     consent: Consent = field(default_factory=lambda: Consent(learn=False))
+    trace: str = field(default="", compare=False)
 
 
 class FinishReason(StrEnum):

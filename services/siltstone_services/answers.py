@@ -41,9 +41,15 @@ def exchange_of(request: GenerateRequest, text: str, now_ms: int) -> Interaction
     """Returns an answered question as something to be learned; None where that is not wished."""
     if not (request.interaction_id and request.consent.learn and text.strip()):
         return None
-    messages = (*request.messages, Message(Role.ASSISTANT, text))
-    kind = InteractionKind.CONVERSATION
-    return Interaction(request.interaction_id, request.owner, kind, now_ms, messages, consent=request.consent)
+    return Interaction(
+        request.interaction_id,
+        request.owner,
+        InteractionKind.CONVERSATION,
+        now_ms,
+        (*request.messages, Message(Role.ASSISTANT, text)),
+        consent=request.consent,
+        trace=request.trace,
+    )
 
 
 class Answers:

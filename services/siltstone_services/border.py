@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 
 from siltstone.config import GatewayConfig
 from siltstone.errors import InvalidInput, Overloaded, SiltstoneError, Unavailable
+from siltstone.traceparent import trace_fields, traceparent_of
 from siltstone_services.logs import frames_of
 from siltstone_services.status import to_status
 
@@ -86,22 +87,25 @@ class Border(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             async with asyncio.timeout(self._config.max_call_s):
                 yield
         except SiltstoneError as error:
-            _LOG.info("call refused", extra={"method": method, "error": type(error).__name__})
+            _LOG.info("call refused", extra={"method": method, "error": type(error).__name__, **_trace_of(context)})
             await _abort(context, error)
         except TimeoutError:
-            _LOG.info("call out of time", extra={"method": method})
+            _LOG.info("call out of time", extra={"method": method, **_trace_of(context)})
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"longer than {self._config.max_call_s:g} s")
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            _LOG.error(
-                "call failed", extra={"method": method, "error": type(error).__name__, "where": frames_of(error)}
-            )
+            told = {"error": type(error).__name__, "where": frames_of(error)}
+            _LOG.error("call failed", extra={"method": method, **told, **_trace_of(context)})
             await context.abort(grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__})")
         finally:
             self._num_calls -= 1
             async with self._changed:
                 self._changed.notify_all()
+
+
+def _trace_of(context: Any) -> dict[str, str]:
+    return trace_fields(traceparent_of(context.invocation_metadata() or ()))
 
 
 async def _abort(context: Any, error: SiltstoneError) -> None:

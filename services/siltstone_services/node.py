@@ -22,6 +22,7 @@ from siltstone.crew import Crew
 from siltstone.errors import Corrupt, NotOwner, PositionConflict, SiltstoneError, StaleLease, Unavailable
 from siltstone.journal.admit import Refusal, admit
 from siltstone.journal.partition import partition_of
+from siltstone.memory.round import parked
 from siltstone.memory.shard import Damage, Shard, lag_of, partitions_past
 from siltstone.placement.coordinator import Claim
 from siltstone.ports import Clock, Journal, SnapshotStore, TextRecall
@@ -44,7 +45,7 @@ from siltstone.values import (
 from siltstone_services.answers import Answers, Pinned
 from siltstone_services.beat import Beat, Progress
 from siltstone_services.lanes import Lanes, open_lane
-from siltstone_services.parking import ParkingLog, parked_among
+from siltstone_services.parking import parked_among
 from siltstone_services.served import ServedCores
 from siltstone_services.streams import Streams
 from siltstone_services.succession import Succession
@@ -148,7 +149,6 @@ class ShardNode:
             self._home_of,
             self._config.shard,
         )
-        self._parking = ParkingLog(self._store, {})
         self._streams = Streams(self._lanes, self._tokenizer, self._loop)
         self._upkeep = Upkeep(self._lanes, self._shard, self._store, self._config)
         self._succession = Succession(
@@ -207,15 +207,7 @@ class ShardNode:
     def _admit(self, record: JournalRecord) -> Interaction | Parked:
         decided = admit(record.payload, self._config.admission)
         if isinstance(decided, Refusal):
-            return Parked(
-                record.partition,
-                record.position,
-                record.owner,
-                record.interaction_id,
-                decided.reason,
-                decided.detail,
-                record.payload,
-            )
+            return parked(record, decided.reason, decided.detail)
         return decided
 
     def _before_forgetting(self, owner: UserKey) -> None:
@@ -290,9 +282,7 @@ class ShardNode:
             self._num_changes += 1
             self._upkeep.let_go()
             self._on_lost(lost)
-        positions = self._shard.positions
-        self._parking.look(positions, self._shard.num_parked)
-        self._loop.call_soon_threadsafe(self._committed, positions, self._shard.damaged)
+        self._loop.call_soon_threadsafe(self._committed, self._shard.positions, self._shard.damaged)
 
     def _on_lost(self, lost: dict[int, StaleLease | PositionConflict]) -> None:
         """Does what is to be done about partitions that the store no longer takes from here: a node just goes on."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+import logging
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -15,6 +16,7 @@ from siltstone.proto.v1 import inference_service_pb2 as inference_pb
 from siltstone.proto.v1 import memory_service_pb2 as memory_pb
 from siltstone.proto.v1.inference_service_pb2_grpc import InferenceServiceServicer
 from siltstone.proto.v1.memory_service_pb2_grpc import MemoryServiceServicer
+from siltstone.traceparent import trace_fields, traceparent_of
 from siltstone.values import AnswerEnd, AnswerPart, Interaction, Parked, Receipt
 from siltstone.wire.answers import answer_to_proto, generate_request_from_proto, status_to_proto
 from siltstone.wire.interactions import (
@@ -35,6 +37,8 @@ from siltstone_services.admission import (
     within,
 )
 
+_LOG = logging.getLogger(__name__)
+
 
 class MemoryServicer(MemoryServiceServicer):
     """Takes in what users' memories are made from, and tells about them."""
@@ -54,7 +58,7 @@ class MemoryServicer(MemoryServiceServicer):
                 interaction = interaction_from_proto(sent, now_ms)
                 check_interaction(interaction, self._limits)
                 interactions.append(interaction)
-        receipts, parked = await self._write(interactions, request.wait_absorbed)
+        receipts, parked = await self._write(interactions, request.wait_absorbed, context)
         return memory_pb.RecordResponse(receipts=map(receipt_to_proto, receipts), parked=map(parked_to_proto, parked))
 
     async def Feedback(self, request: memory_pb.FeedbackRequest, context: Any) -> memory_pb.FeedbackResponse:  # noqa: N802
@@ -64,7 +68,7 @@ class MemoryServicer(MemoryServiceServicer):
             check_interaction(feedback, self._limits)
         except InvalidInput as error:
             raise renamed(error, "messages", "exchange") from error
-        (receipt,), parked = await self._write([feedback], request.wait_absorbed)
+        (receipt,), parked = await self._write([feedback], request.wait_absorbed, context)
         return memory_pb.FeedbackResponse(
             receipt=receipt_to_proto(receipt), parked=parked_to_proto(parked[0]) if parked else None
         )
@@ -88,8 +92,14 @@ class MemoryServicer(MemoryServiceServicer):
         check_owner(owner)
         return erasure_to_proto(await self._host.forget(owner))
 
-    async def _write(self, interactions: list[Interaction], wait_absorbed: bool) -> tuple[list[Receipt], list[Parked]]:
+    async def _write(
+        self, interactions: list[Interaction], wait_absorbed: bool, context: Any
+    ) -> tuple[list[Receipt], list[Parked]]:
+        trace = traceparent_of(context.invocation_metadata())
+        if trace:
+            interactions = [replace(interaction, trace=trace) for interaction in interactions]
         receipts = await self._host.record(interactions)
+        _log_recorded(receipts, trace)
         parked = await self._host.wait_absorbed(receipts) if wait_absorbed else []
         # The caller has the payload: it was sent with this call, or with an earlier one.
         return receipts, [replace(one, payload=b"") for one in parked]
@@ -103,11 +113,14 @@ class InferenceServicer(InferenceServiceServicer):
 
     async def Generate(self, request: inference_pb.GenerateRequest, context: Any) -> None:  # noqa: N802
         """Gives the answer up when the caller does, or when its time has passed: both cancel this."""
-        asked = generate_request_from_proto(request)
+        trace = traceparent_of(context.invocation_metadata())
+        asked = replace(generate_request_from_proto(request), trace=trace)
         check_generate(asked, self._limits, self._config)
         items = cast(AsyncGenerator[AnswerPart | AnswerEnd, None], self._host.generate(asked))
         async with aclosing(items):
             async for item in items:
+                if isinstance(item, AnswerEnd) and item.recorded is not None:
+                    _log_recorded([item.recorded], trace)
                 await context.write(answer_to_proto(item))
 
     async def Score(self, request: inference_pb.ScoreRequest, context: Any) -> inference_pb.ScoreResponse:  # noqa: N802
@@ -132,6 +145,15 @@ class InferenceServicer(InferenceServiceServicer):
     ) -> inference_pb.ListShardsResponse:
         """See the interface."""
         return inference_pb.ListShardsResponse(shards=map(shard_to_proto, await self._host.shards()))
+
+
+def _log_recorded(receipts: Sequence[Receipt], trace: str) -> None:
+    """Tells where in the journal it is what came with a trace, for who follows one: else no line is written."""
+    if trace and _LOG.isEnabledFor(logging.DEBUG):
+        for receipt in receipts:
+            told = {"interaction_id": receipt.interaction_id, **trace_fields(trace)}
+            place = {"partition": receipt.partition, "position": receipt.position, "is_repeat": receipt.duplicate}
+            _LOG.debug("interaction recorded", extra={**told, **place})
 
 
 @contextmanager

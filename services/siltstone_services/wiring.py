@@ -16,6 +16,7 @@ from siltstone.errors import ConfigInvalid
 from siltstone.ports import ShardHost
 from siltstone_services.cluster.backends import open_backends
 from siltstone_services.cluster.conductor import Conductor
+from siltstone_services.cluster.journal_age import look_at_ages
 from siltstone_services.cluster.resizing import Resizing
 from siltstone_services.cluster.router import ClusterHost
 from siltstone_services.embedded_store import open_store
@@ -59,6 +60,7 @@ async def cluster_host(config: SiltstoneConfig) -> AsyncIterator[ShardHost]:
         hold.use(CoreStore(config.home_path).resolve(config.core))
         # Before anything is started: a server that refuses us is told at once.
         backends = await asyncio.to_thread(stack.enter_context, open_backends(config))
+        await asyncio.to_thread(look_at_ages, backends.journal, backends.store, SystemClock())
         stack.enter_context(joined(config.cluster))
         fleet = await asyncio.to_thread(RayShards, config)
         try:

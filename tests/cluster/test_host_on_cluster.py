@@ -45,18 +45,18 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def configs(tmp_path: Path) -> Iterator[tuple[KafkaConfig, RedisConfig]]:
-    with servers.tansu(tmp_path / "tansu") as broker, servers.valkey(tmp_path / "valkey") as store:
+    with servers.kafka_address(tmp_path / "tansu") as broker, servers.redis_address(tmp_path / "valkey") as store:
         topic = f"t{uuid.uuid4().hex}"
         yield (
             KafkaConfig(
-                f"127.0.0.1:{broker.port}",
+                broker,
                 topic,
                 NUM_PARTITIONS,
                 replication_factor=1,
                 min_insync_replicas=1,
                 parked_topic=f"{topic}.parked",
             ),
-            RedisConfig(f"redis://127.0.0.1:{store.port}", num_partitions=NUM_PARTITIONS),
+            RedisConfig(store, namespace=topic, num_partitions=NUM_PARTITIONS),
         )
 
 
@@ -96,6 +96,7 @@ async def test_what_is_said_is_learned_and_is_there_after_a_restart_and_gone_whe
         assert [record.payload for record in journal.read(partition_of(ADA, NUM_PARTITIONS), 0, 10)] == [b"", b""]
         await teach(host, said(ADA, "a9", LINES[0]))
         assert (await host.memory(ADA)).num_interactions == 1
+    # Of a store elsewhere there are no files to be looked at.
     files = [part for folder in ("valkey", "objects") for part in (home / folder).rglob("*") if part.is_file()]
     content = b"".join(part.read_bytes() for part in files)
     assert not any(line.encode() in content for line in LINES)
@@ -114,7 +115,7 @@ async def test_an_interaction_written_twice_is_absorbed_once_and_poison_is_parke
         def send(id_: str, key: bytes | None = key_of(ADA), payload: bytes | None = None) -> int:
             interaction = said(ADA, id_, LINES[0])
             value = sealer.seal(ADA, journal_context(id_), encode(interaction) if payload is None else payload)
-            headers = headers_of(interaction, "")
+            headers = headers_of(interaction)
             sent = producer.send(configs[0].topic, key=key, value=value, headers=headers, partition=at)
             return int(sent.get(10).offset)
 

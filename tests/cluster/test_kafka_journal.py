@@ -99,8 +99,8 @@ def within_a_minute(work):
 
 def test_a_record_is_what_the_documentation_says(config, sealer):
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    with KafkaJournal(config, sealer, lambda: trace) as journal:
-        (receipt,) = journal.append([said("i1")])
+    with KafkaJournal(config, sealer) as journal:
+        (receipt,) = journal.append([replace(said("i1"), trace=trace)])
         assert journal.read(HOME, 0, 1)[0].trace == trace
     consumer = make_consumer(config)
     place = kafka.TopicPartition(config.topic, HOME)
@@ -449,4 +449,4 @@ def test_of_many_who_make_the_topic_at_once_all_have_it(config, sealer):
 
 def test_headers_of_an_interaction_hold_no_word_of_it():
     interaction = said("i1", text="Pickle")
-    assert b"Pickle" not in b"".join(value for _, value in headers_of(interaction, ""))
+    assert b"Pickle" not in b"".join(value for _, value in headers_of(interaction))

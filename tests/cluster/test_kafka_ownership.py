@@ -14,8 +14,8 @@ from siltstone.journal.partition import partition_of
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    with servers.tansu(tmp_path_factory.mktemp("tansu")) as server:
-        yield f"127.0.0.1:{server.port}"
+    with servers.kafka_address(tmp_path_factory.mktemp("tansu")) as address:
+        yield address
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ class TopicInjector(Injector):
             self._config.topic,
             key=key_of(owner) if poison.has_key else None,
             value=self._sealer.seal(owner, journal_context(name), poison.payload),
-            headers=headers_of(said(owner, name, "Tea."), ""),
+            headers=headers_of(said(owner, name, "Tea.")),
             partition=partition,
         ).get(20)
         return Injected(poison, partition, int(sent.offset))

@@ -190,6 +190,18 @@ async def test_one_process_cannot_be_resized(home: Path) -> None:
             await host.resize(2)
 
 
+async def test_under_load_a_shard_that_leaves_undrained_is_noticed(home: Path) -> None:
+    """The control to a change under load: the same traffic, and a shard that goes without giving anything up."""
+    async with open_cluster(home, PATIENT) as (host, conductor, fleet):
+        async with Traffic(host, USERS[:6], 0.05) as traffic:
+            await traffic.goes_on(3)
+            conductor.part("shard-1")
+            await fleet.end("shard-1")
+            await traffic.goes_on(3)
+        assert traffic.failures or conductor.coordinator.num_takeovers > 0
+        assert shares(conductor) == {"shard-0": NUM_PARTITIONS}
+
+
 async def test_a_shard_that_ends_without_giving_up_anything_is_noticed(home: Path) -> None:
     """The control: what the tests above look at is seen to differ."""
     async with open_cluster(home, ONE_BY_ONE) as (host, conductor, fleet):

@@ -166,7 +166,7 @@ class ForgetfulStore(SqliteSnapshotStore):
 
 
 @pytest.mark.usefixtures("wild")
-async def test_a_store_that_cannot_name_what_it_parked_is_logged_and_stops_nothing(
+async def test_what_is_parked_is_logged_also_when_the_store_cannot_name_it(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_host(home, store_of=ForgetfulStore) as host:
@@ -175,7 +175,7 @@ async def test_a_store_that_cannot_name_what_it_parked_is_logged_and_stops_nothi
             await host.wait_absorbed(receipts)
         assert (await host.status()).num_parked == 1
     (told,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert (told.message, vars(told)["num_parked"]) == ("interactions parked", 1)
+    assert (told.message, vars(told)["interaction_id"]) == ("interaction parked", "a0")
 
 
 @pytest.mark.usefixtures("wild")

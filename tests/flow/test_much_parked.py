@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from tiny_home import ADA, BEN, add_tiny_core, open_host, said
 
-from siltstone.errors import Unavailable
+from siltstone.memory.parking import ParkingLog
 from siltstone.values import Consent, Interaction, Parked, ParkReason
-from siltstone_services.parking import ParkingLog
 
 ONE_PARTITION = {"store.num_partitions": 1, "memory.fast.period_tokens": 1000, "memory.mid.period_tokens": 1000}
 NUM_RECORDS = 300
@@ -53,35 +52,19 @@ async def test_more_than_half_is_told_once_and_one_percent_is_not(
         assert 0.5 < told[0]["share"] < 0.7
 
 
-class Stored:
-    """Says which places were parked, and why; or cannot."""
-
-    def __init__(self) -> None:
-        self.parked: dict[tuple[int, int], ParkReason] = {}
-        self.is_away = False
-
-    def parked_at(self, partition: int, positions: Sequence[int]) -> list[Parked]:
-        if self.is_away:
-            raise Unavailable("the store", "it is away")
-        found = [(at, self.parked[partition, at]) for at in positions if (partition, at) in self.parked]
-        return [Parked(partition, at, ADA, f"i{at}", reason, "", b"") for at, reason in found]
-
-
 class Bench:
     """Brings records to a log, as commits do."""
 
     def __init__(self) -> None:
-        self.store, self.positions = Stored(), {0: 0, 1: 0}
-        store: Any = self.store
-        self.log = ParkingLog(store, self.positions)
+        self.log = ParkingLog()
+        self._ends = [0, 0]
 
     def bring(self, partition: int, reasons: Sequence[ParkReason | None]) -> None:
-        at = self.positions[partition]
-        for number, reason in enumerate(reasons):
-            if reason is not None:
-                self.store.parked[partition, at + number] = reason
-        self.positions = {**self.positions, partition: at + len(reasons)}
-        self.log.look(self.positions, len(self.store.parked))
+        start = self._ends[partition]
+        self._ends[partition] = end = start + len(reasons)
+        places = [(start + number, reason) for number, reason in enumerate(reasons) if reason is not None]
+        parked = [Parked(partition, at, ADA, f"i{at}", reason, "", b"") for at, reason in places]
+        self.log.note(partition, start, end, parked)
 
 
 @pytest.fixture
@@ -113,19 +96,17 @@ def test_each_spell_of_each_partition_is_told_once_with_its_most_frequent_reason
     assert {one["partition"] for one in of_message(caplog, "much is parked")} == {0}
 
 
-def test_what_was_given_away_and_what_cannot_be_named_counts_for_nothing(
-    bench: Bench, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_was_given_away_counts_for_nothing(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.bring(0, [BAD] * 40)
-    bench.positions = {1: 0}
-    bench.log.look(bench.positions, len(bench.store.parked))
-    bench.positions = {0: 40, 1: 0}
-    bench.log.look(bench.positions, len(bench.store.parked))
-    bench.bring(0, [BAD] * 40)
-    bench.store.is_away = True
-    bench.bring(0, [BAD] * 100)
-    assert [one["num_parked"] for one in of_message(caplog, "interactions parked")] == [100]
+    bench.log.leave(0)
+    bench.bring(0, [BAD] * 50)
     assert of_message(caplog, "much is parked") == []
-    bench.store.is_away = False
-    bench.bring(0, [BAD] * 11)
+    bench.bring(0, [BAD])
     assert len(of_message(caplog, "much is parked")) == 1
+
+
+def test_of_many_at_once_the_newest_count(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.bring(0, [BAD] * 200 + [None] * 50)
+    assert of_message(caplog, "much is parked") == []
+    bench.bring(1, [BAD] * 200 + [None] * 49)
+    assert [one["share"] for one in of_message(caplog, "much is parked")] == [0.51]

@@ -21,8 +21,9 @@ START = "from siltstone_services.cli import main; main()"
 class Machine:
     """Stands for the container: its volumes are folders of this machine, so what names a mount is told anew."""
 
-    def __init__(self, folder: Path, manifests: list[Manifest]) -> None:
-        self.pod = only(manifests, "Deployment")["spec"]["template"]["spec"]
+    def __init__(self, folder: Path, manifests: list[Manifest], pod: dict[str, Any] | None = None) -> None:
+        """`pod` is the spec of the one that is meant; otherwise it is the gateway's."""
+        self.pod = pod or only(manifests, "Deployment")["spec"]["template"]["spec"]
         (self.container,) = self.pod["containers"]
         self._config = only(manifests, "ConfigMap")["data"]
         self._places = {m["mountPath"]: folder / m["name"] for m in self.container["volumeMounts"]}

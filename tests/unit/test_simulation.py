@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import pytest
@@ -41,9 +43,9 @@ UNPROTECTED: Final[dict[str, dict[str, bool]]] = {
 }
 
 
-def replayed(seed: int) -> Outcome:
+def replayed(seed: int, **protections: bool) -> Outcome:
     try:
-        return run(seed)
+        return run(seed, **protections)
     except Exception as error:
         error.add_note(
             f"seed {seed}; again: SILTSTONE_FIRST_SEED={seed} SILTSTONE_SEEDS=1 "
@@ -52,8 +54,12 @@ def replayed(seed: int) -> Outcome:
         raise
 
 
+def all_of(first: int, num_seeds: int, **protections: bool) -> list[Outcome]:
+    return [replayed(seed, **protections) for seed in range(first, first + num_seeds)]
+
+
 def test_whatever_happens_everything_said_is_learned_once_and_in_order() -> None:
-    outcomes = [replayed(seed) for seed in range(FIRST, FIRST + NUM_SEEDS)]
+    outcomes = all_of(FIRST, NUM_SEEDS)
     if NUM_SEEDS >= 20:
         # What it protects against has happened.
         assert sum(outcome.num_takeovers for outcome in outcomes) > NUM_SEEDS
@@ -85,12 +91,6 @@ def _not_behind(shard: Shard, partition: int) -> None:
     return None
 
 
-def _without_waiting(shard: Shard) -> None:
-    if shard.has_arrived:
-        _SETTLE(shard)
-
-
-_SETTLE: Final = Shard.settle
 # What keeps a round right that is absorbed while the one before it travels.
 OVERLAPPING: Final[dict[str, list[tuple[Any, str, Any]]]] = {
     "what is on its way is taken in again": [
@@ -98,7 +98,6 @@ OVERLAPPING: Final[dict[str, list[tuple[Any, str, Any]]]] = {
         (Shard, "_ahead_in", _not_behind),
     ],
     "a memory is not the one that is on its way": [(Shard, "_newest_of", Shard.memory_of)],
-    "nobody waits for what is on its way": [(Shard, "settle", _without_waiting)],
 }
 
 
@@ -109,10 +108,31 @@ def test_without_what_keeps_rounds_in_order_it_is_seen(taken_away: str, monkeypa
     for seed in range(NUM_CONTROLS):
         try:
             run(seed)
-        except (AssertionError, InvalidInput, KeyError):
-            # A wrong memory, a commit that goes backwards, a partition that is gone.
+        except (AssertionError, InvalidInput):
+            # A wrong memory, or a commit that goes backwards.
             return
     raise AssertionError(f"{taken_away}: {NUM_CONTROLS} seeds see nothing wrong")
+
+
+@pytest.mark.parametrize("taken_away", sorted(UNPROTECTED))
+def test_a_seed_that_fails_tells_how_it_is_run_again_and_that_fails_alike(taken_away: str) -> None:
+    with pytest.raises(AssertionError) as failed:
+        all_of(0, NUM_CONTROLS, **UNPROTECTED[taken_away])
+    (note,) = failed.value.__notes__
+    told = re.search(r"SILTSTONE_FIRST_SEED=(\d+) SILTSTONE_SEEDS=(\d+) python -m pytest (\S+) -k (\w+)$", note)
+    assert told is not None, note
+    first, num_seeds = int(told[1]), int(told[2])
+    assert num_seeds == 1
+    # The command names this file, and of it the one test that runs seeds.
+    assert Path(__file__).match(told[3])
+    chosen = [name for name in globals() if name.startswith("test_") and told[4] in name]
+    assert chosen == ["test_whatever_happens_everything_said_is_learned_once_and_in_order"]
+    with pytest.raises(AssertionError) as again:
+        all_of(first, num_seeds, **UNPROTECTED[taken_away])
+    assert (str(again.value), again.value.__notes__) == (str(failed.value), [note])
+    assert again.traceback[-1].lineno == failed.traceback[-1].lineno
+    # It is the protection that is missing, and nothing that the seed alone does.
+    all_of(first, num_seeds)
 
 
 class Cluster(RuleBasedStateMachine):

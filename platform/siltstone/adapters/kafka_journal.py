@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -61,14 +61,13 @@ class _Sent:
 class KafkaJournal:
     """`ports.Journal` on a Kafka topic. Positions are offsets. Safe for the threads of a process."""
 
-    def __init__(self, config: KafkaConfig, sealer: Sealer, trace: Callable[[], str] = lambda: "") -> None:
+    def __init__(self, config: KafkaConfig, sealer: Sealer) -> None:
         """Checks the topic, and makes it where there is none and it may be made.
 
-        `trace` gives the W3C traceparent under which an append happens, to be kept with its records.
         Raises: ConfigInvalid when the brokers refuse us or the topic cannot be a journal; NotFound; Unavailable.
         """
         self.config = config
-        self._sealer, self._trace = sealer, trace
+        self._sealer = sealer
         ensure_topic(config)
         if not has_fast_checksums():
             _LOG.warning("checksums in Python", extra={"missing": "crc32c"})
@@ -135,7 +134,7 @@ class KafkaJournal:
         self._learn_recent({partition for partition, _ in homes.values()})
         if self._producer is None:
             self._producer = make_producer(self.config)
-        trace, sent = self._trace(), list[_Sent]()
+        sent = list[_Sent]()
         for interaction, value in zip(interactions, values, strict=True):
             name = (interaction.owner, interaction.id)
             partition, key = homes[interaction.owner]
@@ -152,7 +151,7 @@ class KafkaJournal:
                     self.config.topic,
                     value=value,
                     key=key,
-                    headers=headers_of(interaction, trace),
+                    headers=headers_of(interaction),
                     partition=partition,
                 )
             except (kafka.errors.KafkaError, ValueError) as error:

@@ -22,7 +22,7 @@ import kafka.errors
 from siltstone.adapters.kafka_client import ask_offsets, make_consumer, translated
 from siltstone.adapters.kafka_config import KafkaConfig
 from siltstone.adapters.kafka_records import Unreadable
-from siltstone.errors import Corrupt, Unavailable
+from siltstone.errors import Corrupt, Unavailable, records_not_kept
 
 _LOG = logging.getLogger(__name__)
 _POLL_RECORDS: Final = 1_000
@@ -130,7 +130,7 @@ class KafkaReader:
                 return self._read_apart(partition, start, max_records)
             if cursor.is_lost and not cursor.records:
                 del self._cursors[partition]
-                raise self._lost(partition, start)
+                raise records_not_kept(partition, start)
             found = [cursor.records.popleft() for _ in range(min(max_records, len(cursor.records)))]
             cursor.num_bytes -= sum(map(_size, found))
             if found:
@@ -229,7 +229,7 @@ class KafkaReader:
                 found = consumer.poll(timeout_ms=_POLL_MS, max_records=min(max_records, _POLL_RECORDS)).get(place, [])
                 end = max(end, consumer.highwater(place) or 0)
         except kafka.errors.OffsetOutOfRangeError:
-            raise self._lost(partition, start) from None
+            raise records_not_kept(partition, start) from None
         except (kafka.errors.RetriableError, Unavailable):
             raise
         except Exception as error:
@@ -254,9 +254,6 @@ class KafkaReader:
         self._assigned = set()
         if consumer is not None:
             consumer.close(timeout_ms=0)
-
-    def _lost(self, partition: int, start: int) -> Corrupt:
-        return Corrupt(f"partition {partition}", f"records from position {start} on", "they are not kept (any more)")
 
     def _place(self, partition: int) -> Any:
         return kafka.TopicPartition(self._config.topic, partition)

@@ -12,6 +12,7 @@ from siltstone.adapters.seal_contexts import journal_context, parked_context
 from siltstone.errors import Corrupt, KeyMissing
 from siltstone.journal.partition import partition_of
 from siltstone.ports import Sealer
+from siltstone.traceparent import HEADER, read_traceparent
 from siltstone.values import (
     NOBODY,
     SCHEMA_VERSION,
@@ -28,14 +29,12 @@ SCHEMA: Final = "siltstone-schema"
 ID: Final = "siltstone-id"
 TENANT: Final = "siltstone-tenant"
 ENCODING: Final = "siltstone-encoding"
-TRACE: Final = "traceparent"
 REASON: Final = "siltstone-reason"
 DETAIL: Final = "siltstone-detail"
 ORIGIN: Final = "siltstone-origin"
 
 SEALED: Final = b"aes-256-gcm"
 PLAIN: Final = b"plain"
-_MAX_TRACE_BYTES: Final = 128
 _MAX_DETAIL_CHARS: Final = 400
 
 
@@ -52,7 +51,7 @@ def key_of(owner: UserKey) -> bytes:
     return str(owner).encode()
 
 
-def headers_of(interaction: Interaction, trace: str) -> list[tuple[str, bytes]]:
+def headers_of(interaction: Interaction) -> list[tuple[str, bytes]]:
     """Returns the headers of an interaction's record."""
     headers = [
         (SCHEMA, str(interaction.schema_version).encode()),
@@ -60,7 +59,7 @@ def headers_of(interaction: Interaction, trace: str) -> list[tuple[str, bytes]]:
         (TENANT, interaction.owner.tenant.encode()),
         (ENCODING, SEALED),
     ]
-    return [*headers, (TRACE, trace.encode())] if trace else headers
+    return [*headers, (HEADER, interaction.trace.encode())] if interaction.trace else headers
 
 
 def parked_headers(parked: Parked, topic: str) -> list[tuple[str, bytes]]:
@@ -74,6 +73,8 @@ def parked_headers(parked: Parked, topic: str) -> list[tuple[str, bytes]]:
     }
     if has_owner:
         told |= {ID: parked.interaction_id, TENANT: parked.owner.tenant}
+    if parked.trace:
+        told[HEADER] = parked.trace
     return [(name, text.encode("utf-8", "replace")) for name, text in told.items()]
 
 
@@ -100,7 +101,7 @@ def read_record(partition: int, num_partitions: int, record: Any, sealer: Sealer
         return JournalRecord(partition, record.offset, NOBODY, "", b"", _defect(f"record: {record.said}"))
     headers = dict(record.headers)
     raw = record.value or b""
-    trace = _text((headers.get(TRACE) or b"")[:_MAX_TRACE_BYTES])
+    trace = read_traceparent(_text(headers.get(HEADER)))
 
     def refused(defect: Parking, owner: UserKey = NOBODY, name: str = "") -> JournalRecord:
         return JournalRecord(partition, record.offset, owner, name, raw, defect, trace)

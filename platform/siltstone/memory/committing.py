@@ -11,7 +11,7 @@ from siltstone.errors import Corrupt, PositionConflict, StaleLease, Unavailable
 from siltstone.memory.round import Round
 from siltstone.memory.user_memory import UserMemory, to_blob
 from siltstone.ports import Journal, SnapshotStore
-from siltstone.values import Commit, Lease, ParkReason, Snapshot, UserKey
+from siltstone.values import Commit, Lease, Parked, ParkReason, Snapshot, UserKey
 
 
 class Committer(Protocol):
@@ -50,9 +50,10 @@ class Place:
 class Committed:
     """What of a partition is durable now."""
 
+    start: int
     end: int
     memories: tuple[UserMemory, ...]
-    num_parked: int
+    parked: tuple[Parked, ...]
 
 
 Outcome = Committed | StaleLease | PositionConflict | Corrupt
@@ -101,7 +102,7 @@ class RoundCommit:
                 self._journal.park(parked)
             try:
                 self._store.commit(Commit(place.lease, place.start, place.end, snapshots, parked, taken_in))
-                return Committed(place.end, tuple(memories), len(parked))
+                return Committed(place.start, place.end, tuple(memories), parked)
             except Corrupt as error:
                 if not self._park_damaged(memories):
                     return error

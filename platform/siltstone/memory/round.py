@@ -77,9 +77,8 @@ class Round:
 
 def parked(record: JournalRecord, reason: ParkReason, detail: str) -> Parked:
     """Returns a record as a parked interaction."""
-    return Parked(
-        record.partition, record.position, record.owner, record.interaction_id, reason, detail, record.payload
-    )
+    place, name = (record.partition, record.position), (record.owner, record.interaction_id)
+    return Parked(*place, *name, reason, detail, record.payload, record.trace)
 
 
 def absorb_round(absorbers: Absorbers, taken: Round, memories: Sequence[UserMemory]) -> Iterator[Step]:

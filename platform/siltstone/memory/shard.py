@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from siltstone.errors import ConfigInvalid, Corrupt, NotOwner, PositionConflict, SnapshotMismatch, StaleLease
 from siltstone.memory.absorber import Absorbers, Step
 from siltstone.memory.committing import AtOnce, Committed, Committer, RoundCommit, places_of, sealed
+from siltstone.memory.parking import ParkingLog
 from siltstone.memory.round import Round, absorb_round, parked
 from siltstone.memory.user_memory import UserMemory, from_blob
 from siltstone.model.deltas import DeltaShape
@@ -90,6 +91,7 @@ class Shard:
         self._leaving: set[int] = set()
         self._lost: dict[int, StaleLease | PositionConflict] = {}
         self._damaged: dict[int, Damage] = {}
+        self._parking = ParkingLog()
         self._resident: OrderedDict[UserKey, UserMemory] = OrderedDict()
         self._ahead: Round | None = None
         self._commit: RoundCommit | None = None
@@ -153,6 +155,7 @@ class Shard:
         self._leases.pop(partition, None)
         self._positions.pop(partition, None)
         self._damaged.pop(partition, None)
+        self._parking.leave(partition)
         self._leaving.discard(partition)
 
     def take_lost(self) -> dict[int, StaleLease | PositionConflict]:
@@ -393,16 +396,16 @@ class Shard:
         for owner in commit.damaged_owners:
             self._drop(owner)
         for partition, outcome in commit.outcomes.items():
-            start = self._positions[partition]
             match outcome:
-                case Committed(end, memories, num_parked):
+                case Committed(start, end, memories, parked_now):
                     self._positions[partition] = end
                     for memory in memories:
                         self._hold(memory)
                         self.num_absorbed += len(commit.taken.work[memory.owner])
-                    self.num_parked += num_parked
+                    self.num_parked += len(parked_now)
+                    self._parking.note(partition, start, end, parked_now)
                 case Corrupt():
-                    self._stand_still(partition, start, outcome)
+                    self._stand_still(partition, self._positions[partition], outcome)
                 case StaleLease() | PositionConflict():
                     self._lose(partition, outcome)
             commit.taken.ends.pop(partition, None)

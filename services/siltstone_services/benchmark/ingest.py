@@ -94,7 +94,7 @@ def _client_alone(config: KafkaConfig, sealer: Sealer) -> Iterator[Alone]:
             {
                 "value": sealer.seal(one.owner, journal_context(one.id), encode(one)),
                 "key": key_of(one.owner),
-                "headers": headers_of(one, ""),
+                "headers": headers_of(one),
                 "partition": partition_of(one.owner, config.num_partitions),
             }
             for one in said

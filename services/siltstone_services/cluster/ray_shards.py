@@ -128,6 +128,31 @@ class RayLink:
             raise ShardGone(f"the shard {self._name}", _first_line(error)) from error
 
 
+def bundle_of(cluster: ClusterConfig) -> dict[str, float]:
+    """Returns the room that a shard needs, as a bundle of a placement group."""
+    wanted = {
+        "CPU": cluster.cpus_per_shard,
+        "GPU": cluster.gpus_per_shard,
+        "memory": cluster.memory_bytes_per_shard,
+    }
+    return {name: amount for name, amount in wanted.items() if amount}
+
+
+def actor_options(cluster: ClusterConfig) -> dict[str, Any]:
+    """Returns what a shard's actor takes of its bundle, and how often it is started anew.
+
+    Nothing is left out that Ray would otherwise choose: an actor that asks for no GPU sees none.
+    """
+    options: dict[str, Any] = {
+        "num_cpus": cluster.cpus_per_shard,
+        "num_gpus": cluster.gpus_per_shard,
+        "max_restarts": cluster.max_restarts,
+    }
+    if cluster.memory_bytes_per_shard:
+        options["memory"] = cluster.memory_bytes_per_shard
+    return options
+
+
 @dataclass(slots=True)
 class _Place:
     group: Any
@@ -156,7 +181,7 @@ class RayShards:
         self._spare: list[_Place] = []
         """Room of shards that have left, in groups in which others still live: Ray gives a group's room back as a
         whole."""
-        group = placement_group([self._bundle] * self._cluster.num_shards, strategy=self._cluster.strategy)
+        group = placement_group([bundle_of(self._cluster)] * self._cluster.num_shards, strategy=self._cluster.strategy)
         if not group.wait(self._cluster.start_budget_s):
             remove_placement_group(group)
             raise self._no_room(f"{self._cluster.num_shards} shards")
@@ -165,18 +190,8 @@ class RayShards:
             self._places[name] = _Place(group, number)
             self._begin(name)
 
-    @property
-    def _bundle(self) -> dict[str, float]:
-        cluster = self._cluster
-        wanted = {
-            "CPU": cluster.cpus_per_shard,
-            "GPU": cluster.gpus_per_shard,
-            "memory": cluster.memory_bytes_per_shard,
-        }
-        return {name: amount for name, amount in wanted.items() if amount}
-
     def _no_room(self, what: str) -> Unavailable:
-        return Unavailable("Ray", f"it has no room for {what} of {self._bundle}")
+        return Unavailable("Ray", f"it has no room for {what} of {bundle_of(self._cluster)}")
 
     async def _find_room(self) -> _Place:
         """Finds room for one more shard. Raises: Unavailable."""
@@ -186,7 +201,7 @@ class RayShards:
         if self._cluster.strategy == "STRICT_SPREAD" and (nodes := await asyncio.to_thread(self._nodes)):
             # A group of its own knows nothing of the others: it is told where they are.
             elsewhere = {"bundle_label_selector": [{"ray.io/node-id": f"!in({','.join(sorted(nodes))})"}]}
-        group = placement_group([self._bundle], strategy="PACK", **elsewhere)
+        group = placement_group([bundle_of(self._cluster)], strategy="PACK", **elsewhere)
         is_there, give_up_at_s = False, time.monotonic() + self._cluster.start_budget_s
         try:
             while not is_there:
@@ -207,16 +222,11 @@ class RayShards:
         return found
 
     def _begin(self, name: str) -> None:
-        place, cluster = self._places[name], self._cluster
-        options: dict[str, Any] = {
-            "num_cpus": cluster.cpus_per_shard,
-            "num_gpus": cluster.gpus_per_shard,
-            "max_restarts": cluster.max_restarts,
+        place = self._places[name]
+        options = actor_options(self._cluster) | {
             "max_task_retries": self.max_task_retries,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(place.group, place.bundle),
         }
-        if cluster.memory_bytes_per_shard:
-            options["memory"] = cluster.memory_bytes_per_shard
         actor = ray.remote(**options)(ShardActor).remote(name, self._config, self._log_level)
 
         def on_gone(is_dead: bool) -> None:
