@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _CHUNK_BYTES = 65_536
+_GREETING_S = 10.0
 
 
 class Proxy:
@@ -55,25 +56,34 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            try:
-                if self._tls is not None:
-                    client = self._tls.wrap_socket(client, server_side=True)
-                server = socket.create_connection(("127.0.0.1", self._target))
-            except OSError:
-                client.close()
-                continue
-            with self._lock:
-                is_cut = self._is_cut
-                if not is_cut:
-                    self._sockets += [client, server]
-            if is_cut:
-                client.close()
-                server.close()
-                continue
-            for source, sink, is_answer in ((client, server, False), (server, client, True)):
-                thread = threading.Thread(target=self._forward, args=(source, sink, is_answer), daemon=True)
-                self._threads.append(thread)
-                thread.start()
+            thread = threading.Thread(target=self._connect, args=(client,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _connect(self, client: socket.socket) -> None:
+        """Greets a client, in a thread of its own: one that is slow to answer holds up nobody else."""
+        try:
+            if self._tls is not None:
+                client = self._tls.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+                client.settimeout(_GREETING_S)
+                client.do_handshake()
+                client.settimeout(None)
+            server = socket.create_connection(("127.0.0.1", self._target))
+        except OSError:
+            client.close()
+            return
+        with self._lock:
+            is_cut = self._is_cut or not self._is_open
+            if not is_cut:
+                self._sockets += [client, server]
+        if is_cut:
+            client.close()
+            server.close()
+            return
+        answers = threading.Thread(target=self._forward, args=(server, client, True), daemon=True)
+        self._threads.append(answers)
+        answers.start()
+        self._forward(client, server, False)
 
     def _forward(self, source: socket.socket, sink: socket.socket, is_answer: bool) -> None:
         with suppress(OSError):
@@ -94,11 +104,13 @@ class Proxy:
             return True
 
     def close(self) -> None:
-        self._is_open = False
+        with self._lock:
+            self._is_open = False
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for end in self._sockets:
+        self._threads[0].join()
+        for end in list(self._sockets):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:

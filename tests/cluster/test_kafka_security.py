@@ -25,6 +25,11 @@ PASSWORD, WRONG = "open-sesame, 7=7", "hush-and-wrong"
 SASL = {"security": "SASL_PLAINTEXT", "username": NAME, "password_variable": "JOURNAL_PASSWORD"}
 
 
+def patient(address, **changes):
+    """For what works, or is told at once: on a busy machine a greeting takes its time. What must run out is brief."""
+    return config_of(address, **({"append_timeout_s": 30.0, "answer_timeout_s": 30.0} | changes))
+
+
 @contextmanager
 def asked_at(folder, **kind):
     """A broker with a door before it: its clients are told of the door only. The address, and the door."""
@@ -72,7 +77,7 @@ def words_of(error):
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_the_right_password_lets_write_and_read(tmp_path, sealer, right, mechanism):
     with asked_at(tmp_path) as (address, door):
-        assert works(config_of(address, mechanism=mechanism, **SASL), sealer)
+        assert works(patient(address, mechanism=mechanism, **SASL), sealer)
         assert (door.num_refused, door.num_strangers) == (0, 0)
         assert door.num_let_in >= 3
 
@@ -81,7 +86,7 @@ def test_the_password_comes_from_a_file_too(tmp_path, sealer):
     (tmp_path / "password").write_text(PASSWORD + "\n")
     from_file = {**SASL, "password_file": str(tmp_path / "password"), "password_variable": ""}
     with asked_at(tmp_path) as (address, _):
-        assert works(config_of(address, **from_file), sealer)
+        assert works(patient(address, **from_file), sealer)
 
 
 @pytest.mark.usefixtures("leaky_client")
@@ -95,7 +100,7 @@ def test_a_wrong_password_or_name_is_told_as_such_after_one_try_and_never_shown(
     # As in every process of ours (services/logs.py): the library writes its options into its own log at this level.
     caplog.set_level(logging.ERROR, "kafka")
     with asked_at(tmp_path) as (address, door):
-        config = config_of(address, **{**SASL, "mechanism": mechanism, "username": name})
+        config = patient(address, **{**SASL, "mechanism": mechanism, "username": name})
         with pytest.raises(ConfigInvalid, match="refuse our name or password") as caught:
             KafkaJournal(config, sealer)
         assert (door.num_let_in, door.num_refused) == (0, 1)
@@ -117,14 +122,14 @@ def test_who_gives_no_name_where_one_is_asked_for_is_told_so(tmp_path, sealer):
 def test_a_way_of_showing_a_password_that_the_brokers_do_not_know_is_told_as_such(tmp_path, sealer, right):
     refused = pytest.raises(ConfigInvalid, match="UnsupportedSaslMechanism")
     with asked_at(tmp_path, mechanisms=["PLAIN"]) as (address, _), refused:
-        KafkaJournal(config_of(address, **SASL), sealer)
+        KafkaJournal(patient(address, **SASL), sealer)
 
 
 @pytest.mark.usefixtures("leaky_client")
 def test_a_false_broker_that_does_not_know_the_password_is_told_as_such(tmp_path, sealer, right):
     with asked_at(tmp_path, knows_passwords=False) as (address, door):
         with pytest.raises(ConfigInvalid, match="cannot show that they know it"):
-            KafkaJournal(config_of(address, **SASL), sealer)
+            KafkaJournal(patient(address, **SASL), sealer)
         assert door.num_let_in == 1
 
 
@@ -132,7 +137,7 @@ def test_who_is_asked_again_while_connected_answers_again(tmp_path, sealer, righ
     """Brokers do so before a session of theirs ends (KIP-368)."""
     with ExitStack() as stack:
         address, door = stack.enter_context(asked_at(tmp_path, lifetime_ms=1_000))
-        journal = stack.enter_context(KafkaJournal(config_of(address, **SASL), sealer))
+        journal = stack.enter_context(KafkaJournal(patient(address, **SASL), sealer))
         journal.append([said("i0")])
         first, names = door.num_let_in, ["i0"]
 
@@ -171,9 +176,9 @@ def test_a_password_that_is_changed_stops_who_has_the_old_one_until_it_is_mended
 def test_a_broker_that_asks_by_itself_refuses_a_stranger_and_an_unknown_name(tmp_path, sealer, right):
     """Tansu in memory keeps no passwords, so it can let nobody in: what it refuses is a real broker's refusal."""
     with servers.tansu(tmp_path / "tansu", 0, "--authentication") as server:
-        config = config_of(f"127.0.0.1:{server.port}")
+        config = patient(f"127.0.0.1:{server.port}")
         with pytest.raises(Unavailable, match="may want a name and a password"):
-            KafkaJournal(config, sealer)
+            KafkaJournal(replace(config, answer_timeout_s=2.0), sealer)
         for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
             with pytest.raises(ConfigInvalid, match="refuse our name or password"):
                 KafkaJournal(replace(config, mechanism=mechanism, **SASL), sealer)
@@ -190,7 +195,7 @@ def authority(tmp_path):
 @pytest.mark.usefixtures("leaky_client")
 def test_an_encrypted_connection_is_made_and_an_unknown_authority_is_not_believed(tmp_path, sealer, authority):
     with encrypted_at(tmp_path, authority.server()) as address:
-        config = config_of(address, security="SSL", ca_file=str(authority.file))
+        config = patient(address, security="SSL", ca_file=str(authority.file))
         assert works(config, sealer)
         for other in ("", str(Authority(tmp_path, "other").file)):
             with pytest.raises(Unavailable, match="certificate verify failed"):
@@ -202,7 +207,7 @@ def test_a_certificate_of_another_host_is_not_believed(tmp_path, sealer, authori
     elsewhere = authority.server("kafka.example", "10.0.0.1")
     refused = pytest.raises(Unavailable, match=r"certificate verify failed.*mismatch")
     with encrypted_at(tmp_path, elsewhere) as address, refused:
-        KafkaJournal(config_of(address, security="SSL", ca_file=str(authority.file)), sealer)
+        KafkaJournal(patient(address, security="SSL", ca_file=str(authority.file)), sealer)
 
 
 @pytest.mark.usefixtures("leaky_client")
@@ -210,10 +215,10 @@ def test_who_encrypts_where_nobody_does_and_who_does_not_where_all_do_is_not_let
     with encrypted_at(tmp_path, authority.server()) as address, pytest.raises(Unavailable):
         KafkaJournal(config_of(address), sealer)
     with servers.tansu(tmp_path / "plain") as server:
-        config = config_of(f"127.0.0.1:{server.port}")
+        config = patient(f"127.0.0.1:{server.port}")
         assert works(config, sealer)
         with pytest.raises(Unavailable):
-            KafkaJournal(replace(config, security="SSL", ca_file=str(authority.file)), sealer)
+            KafkaJournal(replace(config, security="SSL", ca_file=str(authority.file), answer_timeout_s=2.0), sealer)
 
 
 @pytest.mark.usefixtures("leaky_client")
@@ -221,11 +226,11 @@ def test_a_broker_that_asks_for_a_certificate_gets_ours_and_refuses_none_and_a_s
     ours = str(authority.sign("siltstone"))
     stranger = str(Authority(tmp_path, "stranger-authority").sign("stranger"))
     with encrypted_at(tmp_path, authority.server(asks=authority)) as address:
-        config = config_of(address, security="SSL", ca_file=str(authority.file), cert_file=ours, key_file=ours)
+        config = patient(address, security="SSL", ca_file=str(authority.file), cert_file=ours, key_file=ours)
         assert works(config, sealer)
         for other in ("", stranger):
             with pytest.raises(Unavailable):
-                KafkaJournal(replace(config, cert_file=other, key_file=other), sealer)
+                KafkaJournal(replace(config, cert_file=other, key_file=other, answer_timeout_s=2.0), sealer)
 
 
 @pytest.mark.usefixtures("leaky_client")
@@ -235,7 +240,7 @@ def test_a_certificate_and_a_password_together_are_asked_for_and_given(tmp_path,
     files = {"ca_file": str(authority.file), "cert_file": ours, "key_file": ours}
     context = authority.server(asks=authority)
     with encrypted_at(tmp_path, context, lambda port: door_to(port, {NAME: PASSWORD})) as address:
-        config = config_of(address, **{**SASL, **files, "security": "SASL_SSL"})
+        config = patient(address, **{**SASL, **files, "security": "SASL_SSL"})
         assert works(config, sealer)
         monkeypatch.setenv("JOURNAL_PASSWORD", WRONG)
         with pytest.raises(ConfigInvalid, match="refuse our name or password"):
