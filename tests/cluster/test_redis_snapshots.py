@@ -22,6 +22,7 @@ from siltstone.adapters import redis_snapshots
 from siltstone.adapters.redis_config import RedisConfig
 from siltstone.adapters.redis_key_vault import RedisKeyVault
 from siltstone.adapters.redis_records import RECORD_VERSION, write_snapshot
+from siltstone.adapters.redis_server import RedisServer
 from siltstone.adapters.redis_snapshots import RedisSnapshotStore
 from siltstone.adapters.unsealed import Unsealed
 from siltstone.errors import ConfigInvalid, Corrupt, PositionConflict, Unavailable
@@ -189,6 +190,32 @@ def test_a_killed_server_keeps_what_was_committed_and_the_client_finds_it_again(
         server.start()
         assert store.load(OWNERS[0]) == snapshot(0, sequence)
         assert store.position(0) == sequence
+
+
+def test_what_was_waited_for_in_vain_is_not_waited_for_again_until_it_answers(server):
+    asked: list[int] = []
+
+    def ask(client):
+        asked.append(1)
+        return client.ping()
+
+    def tries() -> int:
+        asked.clear()
+        with pytest.raises(Unavailable):
+            connection.call(ask)
+        return len(asked)
+
+    connection = RedisServer(config_of(server.port, retry_budget_s=0.5, backoff_s=0.01))
+    try:
+        for _ in range(2):
+            assert connection.call(ask)
+            server.kill()
+            assert tries() > 3
+            # At most one more, for a connection that is of before.
+            assert [tries() for _ in range(3)] == [2, 2, 2]
+            server.start()
+    finally:
+        connection.close()
 
 
 def test_a_call_waits_for_a_server_that_comes_back_within_the_budget(server):

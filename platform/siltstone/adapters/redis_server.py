@@ -56,24 +56,35 @@ class RedisServer:
         """
         self.config = config
         self._client: Any = _client_of(config)
+        self._is_given_up = False
 
     def call(self, question: Callable[[Any], T]) -> T:
         """Returns what a question to the client returns; while the server is away, asks it again for a while.
 
+        Once that was in vain, nobody waits any more until the server has answered somebody: a thread that also answers
+        users is to stand still once in an outage, and not at every try.
         A question may be asked again although the server has answered it: the answer can be lost on the way.
         Raises: Unavailable when the budget is spent, or at once when the server is there and cannot write;
         ConfigInvalid when it refuses us; Corrupt when a key holds something else than what we write.
         """
         config = self.config
         deadline_s, wait_s = time.monotonic() + config.retry_budget_s, config.backoff_s
+        num_tried = 0
         while True:
+            num_tried += 1
             try:
                 with self._translated():
-                    return question(self._client)
+                    answer = question(self._client)
+                self._is_given_up = False
+                return answer
             except _Away as away:
                 left_s = deadline_s - time.monotonic()
-                if left_s <= 0:
+                # The first of two tries may only have found out that its connection is of before.
+                if left_s <= 0 or (self._is_given_up and num_tried > 1):
+                    self._is_given_up = True
                     raise Unavailable("the store", away.reason) from away.__cause__
+                if self._is_given_up:
+                    continue
                 # Not all at once: a server that comes back has everybody waiting for it.
                 time.sleep(min(left_s, wait_s * random.uniform(0.5, 1.0)))
                 wait_s = min(2 * wait_s, config.max_backoff_s)
