@@ -7,10 +7,10 @@ import threading
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import certificates
 import proxy
 import pytest
 import servers
+from certificates import Authority
 
 from siltstone.adapters.object_config import ObjectConfig
 from siltstone.adapters.object_store import ObjectStore, open_objects
@@ -168,9 +168,9 @@ def test_a_bucket_that_is_not_there_is_told_as_such(s3):
 
 
 def test_an_encrypted_connection_is_made_and_an_unknown_authority_is_not_believed(s3, bucket, tmp_path):
-    authority, context = certificates.make_certificates(tmp_path)
-    with proxy.proxy_to(bucket.port, context) as outside:
-        over_tls = s3 | {"endpoint": f"https://127.0.0.1:{outside.port}", "ca_file": str(authority)}
+    authority = Authority(tmp_path)
+    with proxy.proxy_to(bucket.port, authority.server("127.0.0.1")) as outside:
+        over_tls = s3 | {"endpoint": f"https://127.0.0.1:{outside.port}", "ca_file": str(authority.file)}
         with closing(ObjectStore(ObjectConfig(**over_tls))) as objects:
             objects.put("a", b"1")
             assert objects.get("a") == b"1"
