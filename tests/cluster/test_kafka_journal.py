@@ -40,7 +40,7 @@ def said(name, owner=ADA, text="The depot opens at seven."):
 
 
 def config_of(address, **changes):
-    quick = {"append_timeout_s": 3.0, "answer_timeout_s": 2.0}
+    quick = {"append_timeout_s": 6.0, "answer_timeout_s": 4.0}
     ours = {"num_partitions": NUM_PARTITIONS, "replication_factor": 1, "min_insync_replicas": 1}
     return KafkaConfig(address, **({"topic": f"t{uuid.uuid4().hex}"} | ours | quick | changes))
 
