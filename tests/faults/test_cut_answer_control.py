@@ -16,7 +16,7 @@ from siltstone.adapters.redis_scripts import SCRIPTS, Script
 __all__ = ["short_run"]
 
 NOTES_ITSELF = "part.last_commit = ARGV[4]"
-EVERY = 8
+EVERY = 3
 
 
 @pytest.fixture
@@ -50,7 +50,8 @@ async def test_a_store_that_forgets_its_last_commit_answers_a_repeat_with_a_conf
     new_home: NewHome, tmp_path: Path, short_run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     num_conflicts, num_cut = await conflicts_and_cuts(new_home, tmp_path, short_run, caplog)
-    assert num_conflicts == num_cut > 0
+    # Some answers that are cut off are those to other questions, which are asked while a commit is on its way.
+    assert 0 < num_conflicts <= num_cut
 
 
 async def test_a_store_that_knows_it_answers_with_none(
