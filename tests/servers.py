@@ -30,6 +30,23 @@ def free_port() -> int:
         return port
 
 
+def freeze(pid: int) -> None:
+    """Stops a process, and returns when all its threads stand: the signal reaches one, the others go on a while."""
+    os.kill(pid, signal.SIGSTOP)
+    give_up_at = time.monotonic() + _START_S
+    while not all(_state_of(task) in "TZX" for task in Path(f"/proc/{pid}/task").iterdir()):
+        assert time.monotonic() < give_up_at, "a stopped process goes on"
+        time.sleep(0.002)
+
+
+def _state_of(task: Path) -> str:
+    """Returns the state of a thread, as proc(5) has it: the letter behind its name. One that has ended stands still."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
 class Server:
     """One server process on a fixed port. It can be killed, started again on what it has kept, and stopped for good."""
 
@@ -62,7 +79,8 @@ class Server:
                 time.sleep(0.02)
 
     def freeze(self) -> None:
-        os.kill(self.pid, signal.SIGSTOP)
+        """Lets it stand still: see `freeze`."""
+        freeze(self.pid)
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)

@@ -76,10 +76,8 @@ class Running:
         os.kill(self.pid, number)
 
     def stop(self) -> None:
-        """Stops it, and waits until every thread of it stands: the signal reaches one first, and the others go on."""
-        self.signal(signal.SIGSTOP)
-        tasks = Path(f"/proc/{self.pid}/task")
-        wait_until(lambda: all(_state_of(task) == "T" for task in tasks.iterdir()), "a process to stand still")
+        """Stops it: see `servers.freeze`."""
+        servers.freeze(self.pid)
 
     @property
     def has_ended(self) -> bool:
@@ -145,14 +143,6 @@ class Forker:
         self._process.wait(20)
         self._process.stdout.close()
         self._log.close()
-
-
-def _state_of(task: Path) -> str:
-    """Returns the state of a thread, as proc(5) has it: the letter behind its name. One that has ended stands still."""
-    try:
-        return (task / "stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "T"
 
 
 @dataclass
