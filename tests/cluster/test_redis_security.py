@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,9 +13,11 @@ from certificates import Authority
 from proxy import proxy_to
 from test_redis_snapshots import OWNERS, QUICK, config_of, snapshot
 
+from siltstone.adapters.master_key import open_master_key
 from siltstone.adapters.redis_config import RedisConfig
 from siltstone.adapters.redis_key_vault import RedisKeyVault
 from siltstone.adapters.redis_snapshots import RedisSnapshotStore
+from siltstone.adapters.sealing_config import SealingConfig
 from siltstone.errors import ConfigInvalid, Unavailable
 from siltstone.values import Commit
 
@@ -95,3 +98,20 @@ def test_a_user_with_a_password_over_an_encrypted_connection_has_store_and_keys(
         assert "hush" not in str(caught.value)
     with pytest.raises(ConfigInvalid, match=r"wants a password|refuses the password"):
         RedisSnapshotStore(config_of(server.port))
+
+
+def test_a_wrong_master_key_is_told_at_the_start_and_makes_no_keys(server, master, monkeypatch):
+    config = config_of(server.port)
+    with RedisKeyVault(config, master) as vault:
+        keys = vault.current([OWNERS[0]])
+    monkeypatch.setenv("OTHER_KEY", base64.b64encode(bytes(32)).decode())
+    other = open_master_key(SealingConfig(master_key_variable="OTHER_KEY"))
+    with pytest.raises(ConfigInvalid, match="another master key"):
+        RedisKeyVault(config, other)
+    with RedisKeyVault(config, replace(other, previous=master)) as vault:
+        assert vault.current([OWNERS[0]]) == keys
+        assert [anew for _, anew in vault.rewrap()] == [1]
+    with RedisKeyVault(config, other) as vault:
+        assert vault.current([OWNERS[0]]) == keys
+    with pytest.raises(ConfigInvalid, match="another master key"):
+        RedisKeyVault(config, master)

@@ -69,7 +69,7 @@ def test_another_master_key_opens_nothing_and_is_told_as_such(vault_backend, mas
         vault.current([ADA])
     monkeypatch.setenv("OTHER_KEY", base64.b64encode(bytes(32)).decode())
     other = open_master_key(SealingConfig(master_key_variable="OTHER_KEY"))
-    with vault_backend.open(other) as vault, pytest.raises(ConfigInvalid, match="another master key"):
+    with pytest.raises(ConfigInvalid, match="another master key"), vault_backend.open(other) as vault:
         vault.current([ADA])
 
 
@@ -99,7 +99,7 @@ def test_after_a_rotation_every_key_is_the_same_and_the_old_master_key_opens_non
     with vault_backend.open(new) as vault:
         assert vault.current([*owners, BOB]) == [*keys, late]
         assert vault.find(ADA, gone.name) is None
-    with vault_backend.open(master) as vault, pytest.raises(ConfigInvalid, match="another master key"):
+    with pytest.raises(ConfigInvalid, match="another master key"), vault_backend.open(master) as vault:
         vault.current(owners[:1])
 
 
@@ -140,9 +140,9 @@ def test_a_key_that_neither_master_key_has_wrapped_ends_a_rotation(vault_backend
     changing, new = both
     with vault_backend.open(other) as vault:
         vault.current([ADA])
-    with vault_backend.open(changing) as vault, pytest.raises(ConfigInvalid, match="neither"):
+    with pytest.raises(ConfigInvalid, match="neither"), vault_backend.open(changing) as vault:
         list(vault.rewrap())
-    with vault_backend.open(new) as vault, pytest.raises(ConfigInvalid, match="another master key"):
+    with pytest.raises(ConfigInvalid, match="another master key"), vault_backend.open(new) as vault:
         list(vault.rewrap())
 
 

@@ -47,8 +47,9 @@ class RedisConfig:
     """Seconds until a connection must stand."""
     answer_timeout_s: float = 30.0
     """Seconds a server may take over one answer."""
-    retry_budget_s: float = 10.0
-    """Seconds a call goes on trying while the server is away; then it is told as unavailable."""
+    retry_budget_s: float = 5.0
+    """Seconds a call goes on trying while the server is away; then it is told as unavailable. Well below
+    `cluster.stalled_after_s`: a shard that waits says nothing meanwhile."""
     backoff_s: float = 0.05
     """Seconds before the second try; every further one waits twice as long."""
     max_backoff_s: float = 1.0

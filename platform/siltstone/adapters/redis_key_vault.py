@@ -1,13 +1,15 @@
 """The clustered key vault: users' wrapped keys in Redis or Valkey, best on a server apart from what they have sealed.
 
 A user's keys are one hash, `{NAMESPACE:PARTITION}:key:OWNER`: `current` names the key in use, and under each name is
-the wrapped key, or nothing when it was destroyed. The server's append-only file keeps a destroyed key until it is
-rewritten (BGREWRITEAOF): on a server that holds nothing but keys that is a small file.
+the wrapped key, or nothing when it was destroyed. `NAMESPACE:master` is a key of nobody's, by which a vault tells a
+wrong master key before anybody asks. The server's append-only file keeps a destroyed key until it is rewritten
+(BGREWRITEAOF): on a server that holds nothing but keys that is a small file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Final
 
@@ -20,20 +22,47 @@ from siltstone.journal.partition import partition_of
 from siltstone.values import DataKey, UserKey
 
 _REWRAPPED_AT_ONCE: Final = 256
+_NOBODY: Final = UserKey("siltstone", "nobody")
+_NAME_CHARS: Final = 16
+"""Of a key's name, as `make_key` gives it."""
 
 
 class RedisKeyVault:
     """`ports.KeyVault` in a Redis or Valkey server or cluster. Safe for the threads of a process."""
 
     def __init__(self, config: RedisConfig, master: MasterKey) -> None:
-        """Checks the server.
+        """Checks the server, and the master key: a wrong one would read nobody's key, and make new ones.
 
-        Raises: ConfigInvalid when it refuses us, or could lose keys; Unavailable.
+        Raises: ConfigInvalid when the server refuses us, or could lose keys, or the master key is another one than the
+        vault's; Unavailable.
         """
         self.config = config
         self._master = master
         self._server = RedisServer(config)
-        self._server.check()
+        try:
+            self._server.check()
+            self._check_master()
+        except BaseException:
+            self._server.close()
+            raise
+
+    def _check_master(self) -> None:
+        with suppress(Unavailable):
+            # A program that wraps may be away now; it is asked again for every key.
+            if self._read_note() is None:
+                probe = make_key()
+                noted = probe.name.encode() + self._master.wrap_key(_NOBODY, probe)
+                self._server.call(lambda client: client.set(self._note, noted, nx=True))
+            if (note := self._read_note()) is not None:
+                self._master.unwrap_key(_NOBODY, *note)
+
+    @property
+    def _note(self) -> str:
+        return f"{self.config.namespace}:master"
+
+    def _read_note(self) -> tuple[str, bytes] | None:
+        noted: bytes | None = self._server.call(lambda client: client.get(self._note))
+        return None if noted is None else (noted[:_NAME_CHARS].decode(), noted[_NAME_CHARS:])
 
     def close(self) -> None:
         """Closes the connections."""
@@ -98,6 +127,8 @@ class RedisKeyVault:
         found = self._server.keys_like(f"{{{self.config.namespace}:*}}:key:*")
         while part := list(islice(found, _REWRAPPED_AT_ONCE)):
             yield len(part), self._rewrap(part)
+        if (note := self._read_note()) is not None and (new := self._master.rewrap_key(_NOBODY, *note)) is not None:
+            self._server.call(lambda client: client.set(self._note, note[0].encode() + new))
 
     def _rewrap(self, places: Sequence[str]) -> int:
         read: list[tuple[Any, ...]] = [("HGETALL", place) for place in places]
