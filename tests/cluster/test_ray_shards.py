@@ -175,6 +175,8 @@ async def test_shards_join_and_leave_under_load_and_nobody_notices(home: Path, s
 async def test_what_ray_has_no_room_for_is_told_and_changes_nothing(home: Path, settings: dict[str, Any]) -> None:
     config = tiny_config(home, {**settings, "cluster.start_budget_s": 30.0})
     async with served(config) as (host, client):
+        # It serves as soon as somebody owns everything; the second shard may come a little later.
+        await until_shares(client, 8, 8)
         host._resizing._fleet._cluster = replace(config.cluster, start_budget_s=2.0, cpus_per_shard=1_000.0)
         with pytest.raises(Unavailable, match="no room for another shard"):
             await host.resize(3)
