@@ -223,7 +223,7 @@ class Shard:
         taken = Round()
         limit = self._config.max_round_interactions
         ready_from = self._open_positions()
-        ready = self._ready()
+        ready = self._ready(ready_from)
         # In turns, a share at a time: many distinct users to a batch, and no partition waits for a busier one.
         share = max(1, limit // max(1, len(ready)))
         turns = deque(ready)
@@ -264,12 +264,11 @@ class Shard:
 
         Raises: Unavailable.
         """
-        return bool(self._ready())
+        return bool(self._ready(self._open_positions()))
 
-    def _ready(self) -> dict[int, int]:
-        """Returns how many records there are to be taken in, at least as far as is known now, by partition."""
-        open_ones = self._open_positions()
-        return self._journal.ready(open_ones) if open_ones else {}
+    def _ready(self, positions: Mapping[int, int]) -> dict[int, int]:
+        """Returns how many records there are from these positions on, at least as far as is known now, by partition."""
+        return self._journal.ready(positions) if positions else {}
 
     def _open_positions(self) -> dict[int, int]:
         """Returns from where on records are to be taken in, by partition: behind those that are on their way."""
