@@ -187,7 +187,8 @@ class KeyVault(Protocol):
         """Returns the key of every owner; makes one for who has none. Of several makers at once all get the same.
 
         Promises: a key that was returned is kept, durably.
-        Raises: Unavailable. Corrupt when a key is not what was kept. ConfigInvalid when it cannot be unwrapped here.
+        Raises: Unavailable. Corrupt when a key is not what was kept. ConfigInvalid when the vault's keys cannot be
+        unwrapped here; where the vault's others can, KeyMissing.
         """
         ...
 

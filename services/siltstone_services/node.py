@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from copy import copy
@@ -80,8 +80,13 @@ class ShardNode:
         clock: Clock,
         config: SiltstoneConfig,
         served: ServedCores | None = None,
+        run_opening: Callable[[Callable[[], None]], Awaitable[None]] = asyncio.to_thread,
     ) -> None:
-        """`core` serves first; `served` says which other cores may, and when another one is to lead."""
+        """`core` serves first; `served` says which other cores may, and when another one is to lead.
+
+        `run_opening` runs what makes the core ready, which may take a while, beside the event loop.
+        """
+        self._run_opening = run_opening
         self._loaded, self._journal, self._store, self._served = core, journal, store, served
         self._recall, self._clock, self._config = recall, clock, config
         self._tokenizer = core.tokenizer
@@ -101,7 +106,7 @@ class ShardNode:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._open)
+        await self._run_opening(self._open)
         self._worker.start()
         try:
             await self._begin()

@@ -116,6 +116,8 @@ async def test_shards_that_are_killed_and_stopped_learn_every_interaction_once(
 
         # Killed: nobody asks Ray, as when a machine kills what takes its memory.
         before = await asyncio.to_thread(pids_of, host)
+        # Opened on threads that give way, they give way no longer, nor to the gateway.
+        assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in before.values()} == {os.getpriority(os.PRIO_PROCESS, 0)}
         sending = asyncio.create_task(teach(client, stream[fifth : 2 * fifth]))
         asked = [asyncio.create_task(client.answer(asking(user, "Where do I live?"))) for user in USERS[:6]]
         await asyncio.sleep(0.1)

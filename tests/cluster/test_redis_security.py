@@ -18,7 +18,7 @@ from siltstone.adapters.redis_config import RedisConfig
 from siltstone.adapters.redis_key_vault import RedisKeyVault
 from siltstone.adapters.redis_snapshots import RedisSnapshotStore
 from siltstone.adapters.sealing_config import SealingConfig
-from siltstone.errors import ConfigInvalid, Unavailable
+from siltstone.errors import ConfigInvalid, KeyMissing, Unavailable
 from siltstone.values import Commit
 
 
@@ -115,3 +115,18 @@ def test_a_wrong_master_key_is_told_at_the_start_and_makes_no_keys(server, maste
         assert vault.current([OWNERS[0]]) == keys
     with pytest.raises(ConfigInvalid, match="another master key"):
         RedisKeyVault(config, master)
+
+
+def test_one_user_whose_key_another_master_key_has_wrapped_is_that_users_trouble_only(server, master, monkeypatch):
+    monkeypatch.setenv("OTHER_KEY", base64.b64encode(bytes(32)).decode())
+    other = open_master_key(SealingConfig(master_key_variable="OTHER_KEY"))
+    with RedisKeyVault(config_of(server.port), master) as vault:
+        (foreign, own) = vault.current(OWNERS[:2])
+        with redis.Redis(port=server.port) as client:
+            client.hset(vault._key(OWNERS[0]), foreign.name, other.wrap_key(OWNERS[0], foreign))
+        for ask in (lambda: vault.find(OWNERS[0], foreign.name), lambda: vault.current([OWNERS[0]])):
+            # Damage, by which a partition stands still, and not a configuration that ends the shard.
+            with pytest.raises(KeyMissing, match="another master key"):
+                ask()
+        assert vault.find(OWNERS[1], own.name) == own
+        assert vault.current([OWNERS[1]]) == [own]

@@ -131,9 +131,12 @@ class PositionFirst(WholeStore):
 
     def write(self, commit: Commit) -> None:
         self._store.commit(replace(commit, snapshots=(), parked=()))
-        faults.fault_point(TORN_POINT)
+        self.between()
         at = commit.next_position
         self._store.commit(Commit(commit.lease, at, at, commit.snapshots, commit.parked))
+
+    def between(self) -> None:
+        faults.fault_point(TORN_POINT)
 
 
 class Unfenced(WholeStore):

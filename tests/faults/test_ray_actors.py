@@ -11,9 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,17 @@ from effects import SETTINGS, Tally, faultless, record_figures, send, stream_of,
 from ray_server import NUM_SENT, NUM_USERS
 from shard_fleet import cluster_settings, place_at
 from tiny_home import tiny_config
+from torn_actor import ANYBODY, NOBODY, Between, TornActor
 
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
-from siltstone.values import Interaction
+from siltstone.memory.user_memory import UserMemory
+from siltstone.values import Interaction, UserKey
 from siltstone_services.cluster.backends import open_backends
 from siltstone_services.cluster.conductor import Conductor
 from siltstone_services.cluster.resizing import Resizing
 from siltstone_services.cluster.router import ClusterHost
+from siltstone_services.cluster.shard_actor import ShardActor
 
 pytestmark = pytest.mark.slow
 
@@ -48,19 +51,26 @@ NewHome = Callable[[], Path]
 
 
 @pytest.fixture
-def settings(new_home: NewHome, tmp_path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def settings(
+    new_home: NewHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    # An actor's process finds what the test brings along.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     home = new_home()
     with servers.tansu(tmp_path / "tansu") as broker, servers.valkey(tmp_path / "valkey") as store:
         yield home, {**RAY, **cluster_settings(home, store.port, broker.port)}
 
 
 @asynccontextmanager
-async def ray_host(config: SiltstoneConfig, task_retries: int) -> AsyncIterator[tuple[ClusterHost, Conductor, Any]]:
+async def ray_host(
+    config: SiltstoneConfig, task_retries: int, actor: type[ShardActor]
+) -> AsyncIterator[tuple[ClusterHost, Conductor, Any]]:
     """Gives the host of a cluster as the server does, whose actors' calls Ray sends again so often."""
     from siltstone_services.cluster.ray_shards import RayShards, joined
 
     class Retrying(RayShards):
         max_task_retries = task_retries
+        actor_class = actor
 
     with ExitStack() as stack:
         backends = await asyncio.to_thread(stack.enter_context, open_backends(config))
@@ -100,23 +110,42 @@ async def ask_on(host: Any, stream: Sequence[Interaction], is_over: asyncio.Even
     return num_asked
 
 
-@pytest.mark.parametrize("task_retries", [0, -1])
-async def test_actors_that_are_killed_leave_the_same_memories_whether_ray_sends_again_or_not(
-    task_retries: int, settings: tuple[Path, dict[str, Any]], new_home: NewHome
-) -> None:
+Moment = Callable[[int], Awaitable[None]]
+"""Waits for the instant in which the process with this id is to be killed."""
+
+
+@dataclass(frozen=True)
+class Killed:
+    """What became of a stream while actors were killed."""
+
+    tally: Tally
+    num_parked: int
+    num_asked: int
+    back_s: tuple[float, ...]
+    took_s: float
+
+
+async def kill_actors(
+    settings: tuple[Path, dict[str, Any]],
+    stream: Sequence[Interaction],
+    num_kills: int,
+    moment: Moment,
+    expected: Mapping[UserKey, UserMemory],
+    task_retries: int = 0,
+    actor: type[ShardActor] = ShardActor,
+) -> Killed:
+    """Sends a stream in as many parts as actors are killed, one in the middle of each."""
     home, given = settings
-    num_kills = 10
     config = tiny_config(home, given)
-    stream = stream_of(1_000, NUM_USERS, SEED)
-    rng, back_s = random.Random(SEED), []
-    async with ray_host(config, task_retries) as (host, conductor, fleet):
+    rng, back_s, num_a_part = random.Random(SEED), [], len(stream) // num_kills
+    async with ray_host(config, task_retries, actor) as (host, conductor, fleet):
         started_s, is_over = time.monotonic(), asyncio.Event()
         asking = asyncio.create_task(ask_on(host, stream, is_over))
         for number in range(num_kills):
-            part = asyncio.create_task(send(host, stream[number * 100 : (number + 1) * 100]))
             victim = rng.choice(list(fleet.names))
             pid = await pid_of(fleet, victim)
-            await asyncio.sleep(rng.uniform(0.0, 0.4))
+            part = asyncio.create_task(send(host, stream[number * num_a_part : (number + 1) * num_a_part]))
+            await moment(pid)
             incarnation = conductor.beats[victim].incarnation if victim in conductor.beats else ""
             killed_s = time.monotonic()
             os.kill(pid, signal.SIGKILL)
@@ -130,24 +159,64 @@ async def test_actors_that_are_killed_leave_the_same_memories_whether_ray_sends_
             back_s.append(time.monotonic() - killed_s)
         is_over.set()
         num_asked = await asking
-        seconds = time.monotonic() - started_s
-    expected = await faultless(new_home(), SETTINGS, stream)
+        took_s = time.monotonic() - started_s
     with place_at(home, "cluster", given) as place:
         found = tally(config, place.store, stream, expected)
         num_parked = len(list(place.store.parked()))
+    return Killed(found, num_parked, num_asked, tuple(sorted(back_s)), took_s)
+
+
+@pytest.mark.parametrize("task_retries", [0, -1])
+async def test_actors_that_are_killed_leave_the_same_memories_whether_ray_sends_again_or_not(
+    task_retries: int, settings: tuple[Path, dict[str, Any]], new_home: NewHome
+) -> None:
+    num_kills = 10
+    stream, rng = stream_of(1_000, NUM_USERS, SEED), random.Random(SEED)
+
+    async def sometime(pid: int) -> None:
+        await asyncio.sleep(rng.uniform(0.0, 0.4))
+
+    expected = await faultless(new_home(), SETTINGS, stream)
+    found = await kill_actors(settings, stream, num_kills, sometime, expected, task_retries)
     record_figures(
         f"Ray actors killed, task retries {task_retries}",
         interactions=len(stream),
         kills=num_kills,
-        **asdict(found),
-        parked=num_parked,
-        asked_meanwhile=num_asked,
+        **asdict(found.tally),
+        parked=found.num_parked,
+        asked_meanwhile=found.num_asked,
         failed=0,
-        settled_after_s=[round(one, 1) for one in sorted(back_s)],
-        seconds=round(seconds, 1),
+        settled_after_s=[round(one, 1) for one in found.back_s],
+        seconds=round(found.took_s, 1),
     )
-    assert (found, num_parked) == (Tally(NUM_USERS, 0, 0, 0), 0)
-    assert num_asked > 0
+    assert (found.tally, found.num_parked) == (Tally(NUM_USERS, 0, 0, 0), 0)
+    assert found.num_asked > 0
+
+
+@pytest.mark.parametrize("is_torn", [False, True])
+async def test_actors_killed_in_the_middle_of_a_commit_do_harm_without_one_transaction(
+    is_torn: bool, settings: tuple[Path, dict[str, Any]], new_home: NewHome
+) -> None:
+    """The negative control: the same kills, on actors that write the position first and the memories next."""
+    num_kills = 2
+    stream = stream_of(100, NUM_USERS, SEED)
+    between = Between(settings[0])
+
+    async def in_a_commit(pid: int) -> None:
+        between.want(pid)
+        while is_torn and not between.is_reached:
+            await asyncio.sleep(0.01)
+
+    expected = await faultless(new_home(), SETTINGS, stream)
+    actor = TornActor if is_torn else ShardActor
+    found = await kill_actors(settings, stream, num_kills, in_a_commit, expected, actor=actor)
+    what = "without one transaction" if is_torn else "as they are"
+    record_figures(f"Ray actors killed, {what}", kills=num_kills, **asdict(found.tally))
+    if is_torn:
+        assert found.tally.lost == num_kills
+        assert 0 < found.tally.differing <= num_kills
+    else:
+        assert found.tally == Tally(NUM_USERS, 0, 0, 0)
 
 
 class Head:
@@ -207,41 +276,48 @@ def head() -> Iterator[Head]:
         subprocess.run(["rm", "-rf", str(one.folder)], check=False)
 
 
-def serve(home: Path, part: str, seed: int) -> subprocess.Popen[bytes]:
+def serve(home: Path, part: str, kind: str) -> subprocess.Popen[bytes]:
     """Starts a server's process that sends a part of the stream, and says when it has begun and when it is through."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("ray_server.py")), str(home), part, str(seed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("ray_server.py")), str(home), part, str(SEED), kind]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
 
 
+@pytest.mark.parametrize("kind", ["whole", "torn"])
 async def test_a_cluster_whose_head_was_killed_goes_on_on_the_next_one(
-    settings: tuple[Path, dict[str, Any]], new_home: NewHome
+    kind: str, settings: tuple[Path, dict[str, Any]], new_home: NewHome
 ) -> None:
+    """The head, every actor and the gateway, in the middle of what is sent. "torn" is the negative control."""
     home, given = settings
     stream = stream_of(NUM_SENT, NUM_USERS, SEED)
+    between = Between(home)
     with head() as ray_head:
         given = {**given, "cluster.ray_address": ray_head.address}
         (home / "settings.json").write_text(json.dumps(given))
-        num_kills = 0
-        for part in ("0:200", "0:300"):
-            server = serve(home, part, SEED)
+
+        with serve(home, "0:200", kind) as server:
             assert server.stdout is not None
             assert server.stdout.readline() == b"begun\n"
-            if part == "0:200":
-                # In the middle of what is sent: the gateway goes with the head, as with its machine.
-                await asyncio.sleep(1.0)
-                ray_head.kill()
-                num_kills += 1
-                server.kill()
-                server.wait()
-                server.stdout.close()
-                await asyncio.to_thread(ray_head.start)
-                continue
+            await asyncio.sleep(1.0)
+            between.want(ANYBODY)
+            while kind == "torn" and not between.is_reached:
+                assert server.poll() is None
+                await asyncio.sleep(0.01)
+            ray_head.kill()
+            server.kill()
+        between.want(NOBODY)
+        await asyncio.to_thread(ray_head.start)
+        with serve(home, "0:300", kind) as server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"begun\n"
             assert await asyncio.to_thread(server.stdout.readline) == b"through\n"
             assert server.wait(120) == 0
-            server.stdout.close()
     expected = await faultless(new_home(), SETTINGS, stream)
     with place_at(home, "cluster", given) as place:
         found = tally(tiny_config(home, given), place.store, stream, expected)
-    record_figures("Ray's head killed and begun anew", interactions=len(stream), heads=num_kills, **asdict(found))
-    assert found == Tally(NUM_USERS, 0, 0, 0)
+    record_figures(f"Ray's head killed and begun anew, {kind}", interactions=len(stream), heads=1, **asdict(found))
+    if kind == "torn":
+        assert found.lost > 0
+        assert found.differing > 0
+    else:
+        assert found == Tally(NUM_USERS, 0, 0, 0)

@@ -17,7 +17,7 @@ from siltstone.adapters.master_key import MasterKey, make_key
 from siltstone.adapters.redis_config import RedisConfig
 from siltstone.adapters.redis_scripts import SCRIPTS
 from siltstone.adapters.redis_server import RedisServer
-from siltstone.errors import Corrupt, KeyMissing, Unavailable
+from siltstone.errors import ConfigInvalid, Corrupt, KeyMissing, Unavailable
 from siltstone.journal.partition import partition_of
 from siltstone.values import DataKey, UserKey
 
@@ -90,7 +90,7 @@ class RedisKeyVault:
         for owner, row in found.items():
             if row is None:
                 raise Unavailable("the key vault", f"the key of {owner} was destroyed while it was made")
-            keys[owner] = self._master.unwrap_key(owner, *row)
+            keys[owner] = self._unwrapped(owner, *row)
         return [keys[owner] for owner in owners]
 
     def _read(self, owners: Sequence[UserKey]) -> dict[UserKey, tuple[str, bytes] | None]:
@@ -108,7 +108,15 @@ class RedisKeyVault:
         wrapped = self._server.call(lambda client: client.hget(self._key(owner), name))
         if wrapped is None:
             raise KeyMissing(f"the key of {owner}", f"key {name}, or the note that it was destroyed", "neither")
-        return self._master.unwrap_key(owner, name, wrapped) if wrapped else None
+        return self._unwrapped(owner, name, wrapped) if wrapped else None
+
+    def _unwrapped(self, owner: UserKey, name: str, wrapped: bytes) -> DataKey:
+        try:
+            return self._master.unwrap_key(owner, name, wrapped)
+        except ConfigInvalid as error:
+            # The master key is the vault's: one user's trouble is not to stop what reads everybody's.
+            expected = "one that the vault's master key has wrapped"
+            raise KeyMissing(f"the key of {owner}", expected, "one of another master key") from error
 
     def destroy(self, owner: UserKey) -> str:
         """See `ports.KeyVault.destroy`. Goes on when the server's memory is full.

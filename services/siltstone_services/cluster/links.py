@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from siltstone.errors import SiltstoneError, Unavailable
-from siltstone.placement.coordinator import Claim
 from siltstone.values import (
     AnswerEnd,
     AnswerPart,
@@ -18,8 +17,11 @@ from siltstone.values import (
     UserExport,
     UserKey,
 )
-from siltstone_services.answers import Pinned
-from siltstone_services.beat import Beat, Progress
+
+if TYPE_CHECKING:
+    from siltstone.placement.coordinator import Claim
+    from siltstone_services.answers import Pinned
+    from siltstone_services.beat import Beat, Progress
 
 
 class ShardGone(Unavailable):

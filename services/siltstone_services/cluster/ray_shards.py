@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final, TypeVar
 
 import ray
@@ -32,6 +32,7 @@ from siltstone_services.cluster.shard_actor import ShardActor
 T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
+_NICENESS_VARIABLE: Final = "RAY_worker_niceness"
 _LOOKS_FOR_ROOM_S: Final = 0.5
 _DIED_FOR_GOOD: Final = 4
 """Times in a row that an actor must be told dead before it is taken for one that Ray will not start anew."""
@@ -40,8 +41,8 @@ _DIED_FOR_GOOD: Final = 4
 class RayLink:
     """`ShardLink` to an actor. Its errors come as ours, or as ShardGone."""
 
-    def __init__(self, name: str, actor: Any, on_gone: Callable[[bool], None]) -> None:
-        """`on_gone` hears of every call that did not reach the actor, and whether Ray says that it is dead."""
+    def __init__(self, name: str, actor: Any, on_gone: Callable[[str], None]) -> None:
+        """`on_gone` hears of every call that did not reach the actor: why it is dead, or nothing where it may live."""
         self.actor, self._name, self._on_gone = actor, name, on_gone
 
     async def beat(self) -> Beat | None:
@@ -122,7 +123,7 @@ class RayLink:
                 raise cause from None
             raise Unavailable(f"the shard {self._name}", f"{type(cause).__name__} in it") from error
         except ray.exceptions.RayActorError as error:
-            self._on_gone(isinstance(error, ray.exceptions.ActorDiedError))
+            self._on_gone(_why_dead(error) if isinstance(error, ray.exceptions.ActorDiedError) else "")
             raise ShardGone(f"the shard {self._name}", _first_line(error)) from error
         except (ray.exceptions.RayError, ConnectionError) as error:
             raise ShardGone(f"the shard {self._name}", _first_line(error)) from error
@@ -159,6 +160,7 @@ class _Place:
     bundle: int
     link: RayLink | None = None
     num_died: int = 0
+    why_dead: str = ""
 
 
 class RayShards:
@@ -170,6 +172,8 @@ class RayShards:
     max_task_retries: ClassVar[int] = 0
     """A call that was cut off is sent again by who made it, to the owner of that moment, and not by Ray. Were it sent
     by Ray as well, what is stored would be the same."""
+
+    actor_class: ClassVar[type[ShardActor]] = ShardActor
 
     def __init__(self, config: SiltstoneConfig, log_level: str = "info") -> None:
         """Asks Ray for the room and starts the actors; each opens its node when it is first asked how it is.
@@ -227,10 +231,10 @@ class RayShards:
             "max_task_retries": self.max_task_retries,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(place.group, place.bundle),
         }
-        actor = ray.remote(**options)(ShardActor).remote(name, self._config, self._log_level)
+        actor = ray.remote(**options)(self.actor_class).remote(name, asdict(self._config), self._log_level)
 
-        def on_gone(is_dead: bool) -> None:
-            place.num_died = place.num_died + 1 if is_dead else 0
+        def on_gone(why_dead: str) -> None:
+            place.num_died, place.why_dead = (place.num_died + 1 if why_dead else 0), why_dead
 
         place.num_died, place.link = 0, RayLink(name, actor, on_gone)
 
@@ -275,7 +279,7 @@ class RayShards:
         if not is_gone:
             ray.kill(self.link(name).actor, no_restart=False)
         elif place.num_died >= _DIED_FOR_GOOD:
-            _LOG.warning("shard placed anew", extra={"shard": name})
+            _LOG.warning("shard placed anew", extra={"shard": name, "reason": place.why_dead})
             self._begin(name)
 
     async def stop(self) -> None:
@@ -298,6 +302,8 @@ def joined(config: ClusterConfig) -> Iterator[None]:
         return
     options: dict[str, Any] = {"namespace": config.ray_namespace, "logging_level": logging.WARNING}
     if config.ray_address == "local":
+        # Ray lets its workers give way to every other process, which here are the gateway and what is beside it.
+        os.environ.setdefault(_NICENESS_VARIABLE, "0")
         options |= {
             # All of this machine, so that the cluster may grow into it; or more, where that is what it begins with.
             "num_cpus": max(os.cpu_count() or 1, math.ceil(config.cpus_per_shard * config.num_shards)),
@@ -317,6 +323,13 @@ def joined(config: ClusterConfig) -> Iterator[None]:
 def _num_gpus(config: ClusterConfig) -> int:
     wanted = math.ceil(config.gpus_per_shard * config.num_shards)
     return max(wanted, torch.cuda.device_count()) if wanted else 0
+
+
+def _why_dead(error: BaseException) -> str:
+    """Returns what Ray says, and what the process raised that never began: it comes last."""
+    lines = str(error).strip().splitlines()
+    last = lines[-1].strip() if len(lines) > 1 else ""
+    return f"{_first_line(error)} {last[:200]}".strip()
 
 
 def _first_line(error: BaseException) -> str:

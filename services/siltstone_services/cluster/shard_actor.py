@@ -1,29 +1,31 @@
-"""A shard as a process of its own: a hollow actor around one node. Knows nothing of Ray."""
+"""A shard as a process of its own: a hollow actor around one node. Knows nothing of Ray.
+
+This module imports next to nothing: what a node needs is imported when the actor opens it, and gives way meanwhile to
+those who serve on the same machine.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import replace
-from typing import Final, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from siltstone.adapters.bm25_recall import Bm25Recall
-from siltstone.adapters.system_clock import SystemClock
-from siltstone.config import SiltstoneConfig
 from siltstone.errors import SiltstoneError, Unavailable
-from siltstone.placement.coordinator import Claim
 from siltstone.values import AnswerEnd, AnswerPart, Erasure, GenerateRequest, MemoryCard, UserExport, UserKey
 from siltstone_services.allocator import keep_freed_memory
-from siltstone_services.answers import Pinned
-from siltstone_services.beat import Beat, Progress
-from siltstone_services.cluster.backends import open_backends
 from siltstone_services.cluster.links import ScoreQuestion, Scores, ShardGone
+from siltstone_services.gently import gently
 from siltstone_services.logs import log_to_stderr
-from siltstone_services.node import ShardNode
-from siltstone_services.served import ServedCores
+
+if TYPE_CHECKING:
+    from siltstone.placement.coordinator import Claim
+    from siltstone_services.answers import Pinned
+    from siltstone_services.beat import Beat, Progress
+    from siltstone_services.node import ShardNode
 
 T = TypeVar("T")
 
@@ -32,30 +34,14 @@ _WORKER_ENDED: Final = 70
 """Exit status of a process whose worker thread has ended: it is started anew."""
 
 
-@asynccontextmanager
-async def open_node(config: SiltstoneConfig) -> AsyncIterator[ShardNode]:
-    """Gives a node over the cluster's journal and store, and the cores of the home folder. It owns nothing yet.
-
-    Raises: as `embedded_host`, and ConfigInvalid and Unavailable of the servers.
-    """
-    if not config.engine.num_threads:
-        # A shard has its share of a machine, not all of it.
-        threads = max(1, int(config.cluster.cpus_per_shard))
-        config = replace(config, engine=replace(config.engine, num_threads=threads))
-    async with AsyncExitStack() as stack:
-        served = stack.enter_context(ServedCores(config))
-        core = await asyncio.to_thread(lambda: served.load(served.digest()))
-        backends = await asyncio.to_thread(stack.enter_context, open_backends(config))
-        recall = Bm25Recall(config.text_recall)
-        node = ShardNode(core, backends.journal, backends.store, recall, SystemClock(), config, served)
-        yield await stack.enter_async_context(node)
-
-
 class ShardActor:
     """Opens its node in the background, and hands calls on to it."""
 
-    def __init__(self, name: str, config: SiltstoneConfig, log_level: str = "info") -> None:
-        """Only keeps what it is given: whoever starts actors anew runs this again, and nothing else."""
+    def __init__(self, name: str, config: Mapping[str, Any], log_level: str = "info") -> None:
+        """Only keeps what it is given: whoever starts actors anew runs this again, and nothing else.
+
+        `config` is a `SiltstoneConfig` as plain values.
+        """
         self._name, self._config = name, config
         self._node: ShardNode | None = None
         self._stack = AsyncExitStack()
@@ -64,6 +50,12 @@ class ShardActor:
             keep_freed_memory()
             log_to_stderr(log_level)
 
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[ShardNode]:
+        opening: Any = await gently(_import_opening)
+        async with opening.open_node(self._config) as node:
+            yield node
+
     async def beat(self) -> Beat | None:
         """See `ShardLink.beat`. The first call begins to open the node.
 
@@ -71,7 +63,7 @@ class ShardActor:
         """
         if self._node is None:
             if self._opening is None:
-                self._opening = asyncio.create_task(self._stack.enter_async_context(open_node(self._config)))
+                self._opening = asyncio.create_task(self._stack.enter_async_context(self._open()))
             if not self._opening.done():
                 return None
             opening, self._opening = self._opening, None
@@ -134,6 +126,12 @@ class ShardActor:
             self._opening.cancel()
             await asyncio.gather(self._opening, return_exceptions=True)
         await self._stack.aclose()
+
+
+def _import_opening() -> ModuleType:
+    from siltstone_services.cluster import opening
+
+    return opening
 
 
 def _told(outcomes: Sequence[T | BaseException]) -> list[T | SiltstoneError]:
