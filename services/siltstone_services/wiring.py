@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, asynccontextmanager
+from typing import Any
 
 from siltstone.adapters.bm25_recall import Bm25Recall
 from siltstone.adapters.core_store import CoreStore
@@ -50,10 +51,11 @@ async def cluster_host(config: SiltstoneConfig) -> AsyncIterator[ShardHost]:
     """Gives a shard host over shards on Ray, the journal on Kafka and the memories in Redis. The shards end with it.
 
     Raises: as `embedded_host`; ConfigInvalid when the extra is missing or a server refuses us; Unavailable when one
-    does not answer, or Ray has no room.
+    does not answer, Ray has no room, or a Ray that was started here dies: then what runs in the block is cancelled.
     """
     try:
-        from siltstone_services.cluster.ray_shards import RayShards, joined
+        from siltstone_services.cluster.ray_session import joined
+        from siltstone_services.cluster.ray_shards import RayShards
     except ModuleNotFoundError as error:
         raise ConfigInvalid("cluster", f"expected the extra siltstone[cluster]: {error.name} is missing") from error
     with exclusive(config.home_path) as hold, ExitStack() as stack:
@@ -61,7 +63,7 @@ async def cluster_host(config: SiltstoneConfig) -> AsyncIterator[ShardHost]:
         # Before anything is started: a server that refuses us is told at once.
         backends = await asyncio.to_thread(stack.enter_context, open_backends(config))
         await asyncio.to_thread(look_at_ages, backends.journal, backends.store, SystemClock())
-        stack.enter_context(joined(config.cluster))
+        session = stack.enter_context(joined(config.cluster))
         fleet = await asyncio.to_thread(RayShards, config)
         try:
             async with Conductor(config.kafka.num_partitions, fleet, backends.journal, config.cluster) as conductor:
@@ -73,9 +75,22 @@ async def cluster_host(config: SiltstoneConfig) -> AsyncIterator[ShardHost]:
                 )
                 resizing = Resizing(conductor, fleet, config.kafka.num_partitions, config.cluster)
                 try:
-                    yield ClusterHost(conductor, resizing, backends, SystemClock(), config)
+                    async with ended_by(session.death()):
+                        yield ClusterHost(conductor, resizing, backends, SystemClock(), config)
                 finally:
                     await resizing.close()
                 await conductor.close(config.cluster.release_budget_s)
         finally:
             await fleet.stop()
+
+
+@asynccontextmanager
+async def ended_by(death: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs the block beside what never returns: when that raises, the block is cancelled, and the error raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            beside = group.create_task(death)
+            yield
+            beside.cancel()
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None

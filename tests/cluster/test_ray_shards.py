@@ -184,3 +184,41 @@ async def test_what_ray_has_no_room_for_is_told_and_changes_nothing(home: Path, 
             await host.resize(3)
         assert sorted(len(shard.partitions) for shard in await client.shards()) == [8, 8]
         assert host._conductor.members == ("shard-0", "shard-1")
+
+
+def raylets() -> set[int]:
+    """Returns the processes of nodes of Ray that this one has started."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        try:
+            name, _, rest = (entry / "stat").read_text().rpartition(")")
+        except OSError:
+            continue
+        if name.endswith("(raylet") and int(rest.split()[1]) == os.getpid():
+            found.add(int(entry.name))
+    return found
+
+
+async def teach_and_kill_ray(config: SiltstoneConfig, stream: list[Interaction]) -> None:
+    async with served(config) as (_, client), asyncio.timeout(120):
+        await teach(client, stream)
+        (raylet,) = raylets()
+        os.kill(raylet, signal.SIGKILL)
+        # The shards serve on until Ray itself says that their node is dead.
+        await asyncio.Event().wait()
+
+
+async def test_a_ray_of_our_own_that_dies_ends_the_server_and_the_next_one_goes_on(
+    home: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_health_check_period_ms", "300")
+    monkeypatch.setenv("RAY_health_check_timeout_ms", "1000")
+    config = tiny_config(home, settings)
+    stream = stream_of(2)
+    half = len(stream) // 2
+    with pytest.raises(Unavailable, match="its node on this machine has died"):
+        await teach_and_kill_ray(config, stream[:half])
+    async with served(config) as (host, client):
+        await teach(client, stream[half:])
+        found = await blobs_of(host)
+    assert found == await embedded_blobs(home, stream)

@@ -66,7 +66,8 @@ async def ray_host(
     config: SiltstoneConfig, task_retries: int, actor: type[ShardActor]
 ) -> AsyncIterator[tuple[ClusterHost, Conductor, Any]]:
     """Gives the host of a cluster as the server does, whose actors' calls Ray sends again so often."""
-    from siltstone_services.cluster.ray_shards import RayShards, joined
+    from siltstone_services.cluster.ray_session import joined
+    from siltstone_services.cluster.ray_shards import RayShards
 
     class Retrying(RayShards):
         max_task_retries = task_retries

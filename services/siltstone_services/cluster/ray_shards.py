@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +12,6 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import ray
 import ray.exceptions
-import torch
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -27,12 +24,12 @@ from siltstone_services.answers import Pinned
 from siltstone_services.beat import Beat, Progress
 from siltstone_services.cluster.conductor import within
 from siltstone_services.cluster.links import ScoreQuestion, Scores, ShardGone
+from siltstone_services.cluster.ray_session import first_line
 from siltstone_services.cluster.shard_actor import ShardActor
 
 T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
-_NICENESS_VARIABLE: Final = "RAY_worker_niceness"
 _LOOKS_FOR_ROOM_S: Final = 0.5
 _DIED_FOR_GOOD: Final = 4
 """Times in a row that an actor must be told dead before it is taken for one that Ray will not start anew."""
@@ -124,9 +121,9 @@ class RayLink:
             raise Unavailable(f"the shard {self._name}", f"{type(cause).__name__} in it") from error
         except ray.exceptions.RayActorError as error:
             self._on_gone(_why_dead(error) if isinstance(error, ray.exceptions.ActorDiedError) else "")
-            raise ShardGone(f"the shard {self._name}", _first_line(error)) from error
+            raise ShardGone(f"the shard {self._name}", first_line(error)) from error
         except (ray.exceptions.RayError, ConnectionError) as error:
-            raise ShardGone(f"the shard {self._name}", _first_line(error)) from error
+            raise ShardGone(f"the shard {self._name}", first_line(error)) from error
 
 
 def bundle_of(cluster: ClusterConfig) -> dict[str, float]:
@@ -271,7 +268,8 @@ class RayShards:
         except (SiltstoneError, TimeoutError) as error:
             told = {"shard": name, "error": str(error) or type(error).__name__}
             _LOG.info("shard was not there to be stopped", extra=told)
-        ray.kill(self.link(name).actor, no_restart=True)
+        if (link := self._places[name].link) is not None:
+            ray.kill(link.actor, no_restart=True)
 
     async def restart(self, name: str, is_gone: bool) -> None:
         """See `ShardFleet.restart`. Ray starts an actor anew by itself, as often as it is allowed to."""
@@ -283,54 +281,14 @@ class RayShards:
             self._begin(name)
 
     async def stop(self) -> None:
-        """Stops every node, then its process, and gives the room back."""
-        for name in self.names:
-            await self._end(name)
+        """Stops every node, all at once, then its process, and gives the room back."""
+        await asyncio.gather(*map(self._end, self.names))
         for group in {id(place.group): place.group for place in self._places.values()}.values():
             remove_placement_group(group)
-
-
-@contextmanager
-def joined(config: ClusterConfig) -> Iterator[None]:
-    """Joins a Ray cluster, or starts one on this machine, for as long as the block runs.
-
-    A cluster that asks for a token is shown the one that Ray finds by itself ($RAY_AUTH_TOKEN, or its file).
-    Raises: Unavailable.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    options: dict[str, Any] = {"namespace": config.ray_namespace, "logging_level": logging.WARNING}
-    if config.ray_address == "local":
-        # Ray lets its workers give way to every other process, which here are the gateway and what is beside it.
-        os.environ.setdefault(_NICENESS_VARIABLE, "0")
-        options |= {
-            # All of this machine, so that the cluster may grow into it; or more, where that is what it begins with.
-            "num_cpus": max(os.cpu_count() or 1, math.ceil(config.cpus_per_shard * config.num_shards)),
-            "num_gpus": _num_gpus(config),
-            "include_dashboard": False,
-        }
-    try:
-        ray.init(address=config.ray_address, **options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise Unavailable(f"Ray at {config.ray_address}", _first_line(error)) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _num_gpus(config: ClusterConfig) -> int:
-    wanted = math.ceil(config.gpus_per_shard * config.num_shards)
-    return max(wanted, torch.cuda.device_count()) if wanted else 0
 
 
 def _why_dead(error: BaseException) -> str:
     """Returns what Ray says, and what the process raised that never began: it comes last."""
     lines = str(error).strip().splitlines()
     last = lines[-1].strip() if len(lines) > 1 else ""
-    return f"{_first_line(error)} {last[:200]}".strip()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return f"{first_line(error)} {last[:200]}".strip()
