@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from types import TracebackType
 from typing import Final
 
@@ -92,7 +93,7 @@ class Gateway:
         try:
             port = server.add_insecure_port(wanted)
         except RuntimeError as error:
-            raise Unavailable(f"the address {wanted}", "it is in use, or not one of this machine") from error
+            raise _not_to_be_had(wanted) from error
         await server.start()
         for name in services:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -121,6 +122,24 @@ class Gateway:
         # A call given up still cleans up behind itself: one turn of the loop lets it.
         await asyncio.sleep(0)
         _LOG.info("gateway stopped", extra={"address": self.address, "num_given_up": num_given_up})
+
+
+def check_address(config: GatewayConfig) -> None:
+    """Looks whether the address can be had, before anything is loaded, or taken from whoever has it.
+
+    Raises: Unavailable.
+    """
+    if not config.port:
+        return
+    host = config.host.strip("[]")
+    try:
+        socket.create_server((host, config.port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise _not_to_be_had(f"{config.host}:{config.port}") from error
+
+
+def _not_to_be_had(address: str) -> Unavailable:
+    return Unavailable(f"the address {address}", "it is in use, or not one of this machine")
 
 
 def _options(config: GatewayConfig) -> list[tuple[str, int]]:

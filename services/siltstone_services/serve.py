@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
 from siltstone.ports import ShardHost
-from siltstone_services.gateway import Gateway
+from siltstone_services.gateway import Gateway, check_address
 from siltstone_services.home import announced
 from siltstone_services.operator_desk import operator_desk
 
@@ -24,6 +24,7 @@ async def serve(config: SiltstoneConfig, open_host: OpenHost, tell: Callable[[st
 
     Raises: Unavailable when the address or the home folder cannot be had, and what the host raises when it starts.
     """
+    check_address(config.gateway)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 

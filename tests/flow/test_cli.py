@@ -17,10 +17,12 @@ from echo_host import UNLEARNABLE, EchoHost
 from server_process import echo_server
 from typer.testing import CliRunner, Result
 
+from siltstone.errors import Unavailable
 from siltstone.evaluation.figures import read_figures
 from siltstone.journal.sources import SOURCES
 from siltstone_services.cli import app
 from siltstone_services.cli.feeding import SourceKind
+from siltstone_services.client import SiltstoneClient
 from siltstone_services.export_archive import read_archive
 from siltstone_services.gateway import Gateway
 
@@ -97,6 +99,26 @@ def test_a_file_is_recorded_once_in_pieces(run: Run, tmp_path: Path) -> None:
     again = run("record", "-u", "hal", "--file", "notes.txt")
     known = "20 known already, or forgotten since; --again learns it anew"
     assert again.stdout.startswith(f"absorbed 0 interactions, {known}; ")
+
+
+def test_a_text_said_again_under_its_id_is_recorded_once(run: Run) -> None:
+    told = ("record", "-u", "hana", "The depot opens at six.")
+    assert run(*told, "--id", "depot-1").stdout.startswith("absorbed 1 interaction; ")
+    known = "1 known already, or forgotten since; another --id learns it anew"
+    assert run(*told, "--id", "depot-1").stdout.startswith(f"absorbed 0 interactions, {known}; ")
+    assert run(*told, "--id", "depot-2").stdout.startswith("absorbed 1 interaction; ")
+    for words in (["--file", "notes.txt", "--id", "depot-3"], ["Six.", "--id", "no spaces"]):
+        assert run("record", "-u", "hana", *words).exit_code == 3
+
+
+def test_a_text_that_may_be_recorded_is_told_with_its_id(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def dies_after_recording(self: SiltstoneClient, *_: object, **__: object) -> None:
+        raise Unavailable("the server", "the connection was lost")
+
+    monkeypatch.setattr(SiltstoneClient, "record", dies_after_recording)
+    failed = run("record", "-u", "hana", "The depot opens at six.", "--id", "depot-4")
+    assert failed.exit_code == 5
+    assert "--id depot-4" in failed.stderr
 
 
 def test_a_forgotten_file_stays_forgotten_unless_it_is_to_be_learned_anew(run: Run, tmp_path: Path) -> None:
@@ -208,12 +230,12 @@ def test_a_program_reads_the_shards(run: Run) -> None:
     assert (late["state"], late["partitions"], late["absorbed_per_s"]) == ("stalled", [], None)
     resized = run("cluster", "resize", "2", "--format", "json")
     # What is said meanwhile is for people, and not on the standard output.
-    assert (json.loads(resized.stdout)[0]["name"], resized.stderr) == ("echo", "resizing to 2 shards ...\n")
+    assert (json.loads(resized.stdout)[0]["name"], resized.stderr) == ("echo", "asking for 2 shards ...\n")
 
 
 def test_the_shards_are_shown_once_there_are_so_many(run: Run) -> None:
     resized = run("cluster", "resize", "2")
-    assert (resized.exit_code, resized.stderr) == (0, "resizing to 2 shards ...\n")
+    assert (resized.exit_code, resized.stderr) == (0, "asking for 2 shards ...\n")
     assert "2 shards, 4 partitions owned" in resized.stdout
     refused = run("cluster", "resize", "3")
     assert (refused.exit_code, "it has no room for another shard" in refused.stderr) == (5, True)

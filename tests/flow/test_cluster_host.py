@@ -15,6 +15,7 @@ from tiny_night import exam
 
 from siltstone.errors import ConfigInvalid, InvalidInput, Overloaded, Unavailable
 from siltstone.journal.partition import partition_of
+from siltstone.placement.coordinator import Claim
 from siltstone.values import AnswerEnd, AnswerPart, Consent, GenerateRequest, Interaction, Message, Role
 from siltstone_services.cluster.conductor import Conductor
 from siltstone_services.cluster.router import ClusterHost
@@ -239,6 +240,32 @@ async def test_without_any_owner_a_request_is_told_so_once_its_time_is_over(home
         fleet.may_restart.set()
         await conductor.wait_for(lambda: conductor.coordinator.is_settled, 30, "the cluster", "it does not settle")
         await host.wait_absorbed(recorded)
+
+
+async def test_an_order_that_fails_again_and_again_of_the_same_is_told_once(
+    home: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_tries = 0
+
+    async def away(*_: object) -> Claim:
+        nonlocal num_tries
+        num_tries += 1
+        raise Unavailable("the store", "nobody answers")
+
+    async with open_cluster(home) as (_, conductor, fleet):
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                num_tries = 0
+                patch.setattr(fleet.links["shard-1"], "assign", away)
+                await fleet.links["shard-1"].die()
+                async with asyncio.timeout(60):
+                    while num_tries < 3:
+                        await asyncio.sleep(0.01)
+            await settled(conductor, shard_0=NUM_PARTITIONS // 2, shard_1=NUM_PARTITIONS // 2)
+    told = [record for record in caplog.records if record.getMessage() == "order failed"]
+    assert [(vars(one)["order"], vars(one)["error"]) for one in told] == 2 * [
+        ("assign", "the store is unavailable: nobody answers")
+    ]
 
 
 def test_what_works_on_the_file_of_a_home_is_refused_for_a_cluster(home: Path) -> None:

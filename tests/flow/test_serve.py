@@ -6,15 +6,20 @@ import asyncio
 import json
 import os
 import signal
+import socket
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 from server_process import echo_server
 
+from siltstone.config import SiltstoneConfig, load_config
 from siltstone.errors import Unavailable
+from siltstone.ports import ShardHost
 from siltstone.values import AnswerEnd, GenerateRequest, Message, Role, UserKey
 from siltstone_services.client import SiltstoneClient
 from siltstone_services.home import Holder, NoServer, exclusive, find_server, holder_of
+from siltstone_services.serve import serve
 
 ASKED = GenerateRequest(UserKey("office", "ada"), (Message(Role.USER, "word " * 60),))
 
@@ -58,6 +63,17 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
             with pytest.raises(Unavailable):
                 [item async for item in items]
         assert process.wait(30) == -signal.SIGTERM
+
+
+async def test_a_taken_port_is_told_before_anything_is_opened() -> None:
+    def open_host(_: SiltstoneConfig) -> AbstractAsyncContextManager[ShardHost]:
+        raise AssertionError("of a cluster, this takes every partition over")
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = load_config(overrides={"gateway.port": port}, environment={})
+        with pytest.raises(Unavailable, match=f"127.0.0.1:{port} is unavailable: it is in use"):
+            await serve(config, open_host, print)
 
 
 def test_a_killed_server_is_not_found_and_leaves_its_home_free(tmp_path: Path) -> None:

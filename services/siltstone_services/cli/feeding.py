@@ -56,6 +56,9 @@ def record(
     again: Annotated[
         bool, typer.Option("--again", help="Learn a file anew that is known already, or was forgotten since.")
     ] = False,
+    id_: Annotated[
+        str, typer.Option("--id", help="Its name: TEXT said again under the same one is recorded once.")
+    ] = "",
     share: ShareOption = False,
     wait: WaitOption = True,
     tenant: TenantOption = "local",
@@ -63,7 +66,7 @@ def record(
     embedded: EmbeddedOption = False,
 ) -> None:
     """Let a user's memory learn a text, or a file as documents. The same file a second time changes nothing."""
-    wish = command.RecordWish(tenant, user, text, file, document, again, share, wait)
+    wish = command.RecordWish(tenant, user, text, file, document, again, share, wait, id_)
     command.record(Reach(context.obj, address, embedded), wish)
 
 

@@ -71,6 +71,8 @@ class Conductor:
         self._listeners: dict[str, tuple[asyncio.Task[None], ...]] = {}
         self._has_first = asyncio.Event()
         self._samples: dict[str, tuple[float, Beat]] = {}
+        self._failing: dict[tuple[str, str], str] = {}
+        """Why a shard's last order of a kind failed, until one succeeds."""
         self._silence = Silence(config.silent_after_s)
 
     async def __aenter__(self) -> Conductor:
@@ -318,6 +320,7 @@ class Conductor:
 
     async def _carry_out(self, order: Order) -> None:
         name, config = order.seat.shard, self._config
+        kind = "assign" if isinstance(order, Assign) else "release"
         told = {"shard": name, "num_partitions": len(order.partitions)}
         try:
             link = self._fleet.link(name)
@@ -329,11 +332,14 @@ class Conductor:
                 change = await within(config.release_budget_s, link.release(order.partitions))
                 self.coordinator.released(order.number, change)
                 _LOG.info("partitions released", extra={**told, "is_stray": order.is_stray})
+            self._failing.pop((name, kind), None)
         except (SiltstoneError, TimeoutError) as error:
             self.coordinator.failed(order.number, time.monotonic())
-            kind = "assign" if isinstance(order, Assign) else "release"
             reason = str(error) or type(error).__name__
-            _LOG.warning("order failed", extra={**told, "order": kind, "error": reason})
+            if self._failing.get((name, kind)) != reason:
+                # It is given again at once, and while a server is away it fails of the same each time.
+                _LOG.warning("order failed", extra={**told, "order": kind, "error": reason})
+            self._failing[name, kind] = reason
         self.hurry()
         self.tell()
 

@@ -15,7 +15,7 @@ import typer
 from rich.status import Status
 
 from siltstone.adapters.system_clock import SystemClock
-from siltstone.errors import InvalidInput, NotFound, Overloaded
+from siltstone.errors import InvalidInput, NotFound, Overloaded, Unavailable
 from siltstone.journal.sources.source import stable_id
 from siltstone.values import Consent, Interaction, InteractionKind, Message, Receipt, Role, UserKey
 from siltstone_services.cli.exits import PARKED
@@ -23,6 +23,7 @@ from siltstone_services.cli.options import Reach
 from siltstone_services.client import SiltstoneClient
 from siltstone_services.commands.connection import ask
 from siltstone_services.commands.screen import counted, err, out
+from siltstone_services.home import NoServer
 
 _PIECE_CHARS: Final = 4_000
 _RECORDED_PER_CALL: Final = 32
@@ -49,14 +50,22 @@ class RecordWish:
     is_again: bool
     is_shared: bool
     is_waiting: bool
+    id: str = ""
 
 
 def record(reach: Reach, wish: RecordWish) -> None:
     """Records a text as something said, or as a document; or a file as one document or more."""
     interactions = _interactions(wish)
-    with err().status("recording ...") as status:
-        receipts = ask(reach, lambda client: _record_all(client, interactions, wish.is_waiting, status))
-    _tell(receipts, wish.is_waiting)
+    try:
+        with err().status("recording ...") as status:
+            receipts = ask(reach, lambda client: _record_all(client, interactions, wish.is_waiting, status))
+    except NoServer:
+        raise
+    except Unavailable:
+        if wish.text is not None:
+            err().print(f"It may be recorded. Said again with --id {interactions[0].id} it is recorded once.")
+        raise
+    _tell(receipts, wish.is_waiting, "another --id" if wish.id else "--again")
 
 
 def feedback(
@@ -109,6 +118,8 @@ def _last_end(text: str) -> int:
 def _interactions(wish: RecordWish) -> list[Interaction]:
     if (wish.text is None) == (wish.file is None):
         raise InvalidInput("record", "a TEXT or a --file", "both" if wish.text is not None else "neither")
+    if wish.id and wish.file is not None:
+        raise InvalidInput("--id", "a TEXT, since parts of a file have ids of their own", "a --file")
     owner, consent, now_ms = (
         UserKey(wish.tenant, wish.user),
         Consent(learn=True, share=wish.is_shared),
@@ -117,7 +128,7 @@ def _interactions(wish: RecordWish) -> list[Interaction]:
     if wish.text is not None:
         kind = InteractionKind.DOCUMENT if wish.is_document else InteractionKind.CONVERSATION
         told = (Message(Role.USER, wish.text),)
-        return [Interaction(uuid.uuid4().hex, owner, kind, now_ms, told, consent=consent)]
+        return [Interaction(wish.id or uuid.uuid4().hex, owner, kind, now_ms, told, consent=consent)]
     assert wish.file is not None
     # An id that the content gives is known again, also when it was erased; one that chance gives never is.
     chance = [uuid.uuid4().hex] if wish.is_again else []
@@ -195,8 +206,8 @@ def _read(file: Path) -> str:
     return text
 
 
-def _tell(receipts: list[Receipt], is_waiting: bool) -> None:
-    """Prints what became of what was recorded.
+def _tell(receipts: list[Receipt], is_waiting: bool, anew: str = "--again") -> None:
+    """Prints what became of what was recorded; `anew` is what lets it be learned once more.
 
     Raises: typer.Exit when some of it was parked.
     """
@@ -207,7 +218,7 @@ def _tell(receipts: list[Receipt], is_waiting: bool) -> None:
     if parked:
         told.append(f"{len(parked):,} parked")
     if num_known:
-        told.append(f"{num_known:,} known already, or forgotten since; --again learns it anew")
+        told.append(f"{num_known:,} known already, or forgotten since; {anew} learns it anew")
     last = receipts[-1]
     place = f"journal partition {last.partition}, position {last.position}"
     out().print(f"{', '.join(told)}; {place}", soft_wrap=True)

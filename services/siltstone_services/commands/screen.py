@@ -6,17 +6,24 @@ import dataclasses
 import enum
 import json
 import math
+import os
 import unicodedata
 from collections.abc import Mapping
+from typing import Final
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+_PIPED_WIDTH: Final = 240
+
 
 def out() -> Console:
-    """Returns the console of results."""
-    return Console(highlight=False)
+    """Returns the console of results. What is piped on is not cut to the width of a screen that is not there."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPED_WIDTH
+    return console
 
 
 def err() -> Console:
@@ -28,7 +35,9 @@ def table(*columns: str, title: str | None = None) -> Table:
     """Returns a plain table; columns that start with # are numbers."""
     made = Table(box=None, title=title, title_justify="left", pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column.removeprefix("#"), justify="right" if column.startswith("#") else "left")
+        made.add_column(
+            column.removeprefix("#"), justify="right" if column.startswith("#") else "left", overflow="fold"
+        )
     return made
 
 

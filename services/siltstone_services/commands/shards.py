@@ -23,7 +23,7 @@ def show(reach: Reach, has_partitions: bool, form: Format) -> None:
 
 def resize(reach: Reach, num_shards: int, form: Format) -> None:
     """Prints the shards once there are so many."""
-    err().print(f"resizing to {counted(num_shards, 'shard')} ...")
+    err().print(f"asking for {counted(num_shards, 'shard')} ...")
     (print_json if form is Format.JSON else _print)(ask(reach, lambda client: client.cluster.resize(num_shards)))
 
 
