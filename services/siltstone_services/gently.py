@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -23,15 +24,23 @@ async def gently(work: Callable[[], T]) -> T:
     threads the work starts. On systems that know priorities of processes only it is a thread like any other.
     """
     done: Future[T] = Future()
+    # Whoever waits may stop waiting: the work goes on, and nobody hears of it.
+    done.set_running_or_notify_cancel()
 
     def run() -> None:
-        if sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
         try:
+            _give_way()
             done.set_result(work())
         except BaseException as error:
             done.set_exception(error)
 
-    # Not one to wait for: a process that is told to end while it starts ends.
+    # Not one that a process waits for: a process that is told to end while it starts ends.
     threading.Thread(target=run, name="siltstone-gently", daemon=True).start()
     return await asyncio.wrap_future(done)
+
+
+def _give_way() -> None:
+    if sys.platform == "linux":
+        # Where not even that is allowed, it is a thread like any other, too.
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)

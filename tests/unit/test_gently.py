@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -29,6 +30,28 @@ async def test_what_work_raises_is_raised_where_it_is_waited_for() -> None:
 
     with pytest.raises(LookupError, match="nothing here"):
         await gently(fails)
+
+
+async def test_work_that_nobody_waits_for_any_more_ends_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    has_begun, may_end, threads = asyncio.Event(), threading.Event(), list[threading.Thread]()
+    loop = asyncio.get_running_loop()
+
+    def work() -> None:
+        threads.append(threading.current_thread())
+        loop.call_soon_threadsafe(has_begun.set)
+        may_end.wait(30)
+
+    waiting = asyncio.create_task(gently(work))
+    await has_begun.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    may_end.set()
+    await asyncio.to_thread(threads[0].join, 30)
+    assert not threads[0].is_alive()
+    assert failures == []
 
 
 def test_a_shard_has_next_to_nothing_imported_when_its_actor_begins() -> None:

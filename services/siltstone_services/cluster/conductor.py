@@ -122,6 +122,8 @@ class Conductor:
         said: tuple[dict[str, Any], ...] = (self.beats, self.rates, self.troubles, self._samples)
         for by_name in said:
             by_name.pop(name, None)
+        for kind in ("assign", "release"):
+            self._failing.pop((name, kind), None)
         self.coordinator.gone(name)
         # Another one may bear its name some day.
         self.coordinator.undrain(name)

@@ -20,6 +20,8 @@ from siltstone.placement.settings import ClusterConfig
 _LOG = logging.getLogger(__name__)
 _NICENESS_VARIABLE: Final = "RAY_worker_niceness"
 _LOOKS_EVERY_S: Final = 2.0
+_LOOKS_IN_VAIN: Final = 3
+"""Times in a row after which it is dead: on a busy machine Ray may fail to answer once."""
 
 
 class RaySession:
@@ -59,8 +61,10 @@ class RaySession:
 
         Raises: Unavailable once no node of a cluster that was started here lives. This process cannot start another.
         """
-        while await asyncio.to_thread(self._lives):
+        num_in_vain = 0
+        while num_in_vain < _LOOKS_IN_VAIN:
             await asyncio.sleep(_LOOKS_EVERY_S)
+            num_in_vain = 0 if await asyncio.to_thread(self._lives) else num_in_vain + 1
         _LOG.error("Ray has died")
         raise Unavailable("Ray", "its node on this machine has died; start the server again")
 

@@ -63,7 +63,8 @@ def record(reach: Reach, wish: RecordWish) -> None:
         raise
     except Unavailable:
         if wish.text is not None:
-            err().print(f"It may be recorded. Said again with --id {interactions[0].id} it is recorded once.")
+            told = f"It may be recorded. Said again with --id {interactions[0].id} it is recorded once."
+            err().print(told, soft_wrap=True, markup=False)
         raise
     _tell(receipts, wish.is_waiting, "another --id" if wish.id else "--again")
 
