@@ -115,6 +115,10 @@ async def _run(config: SiltstoneConfig, plan: CoursePlan, screen: DemoScreen) ->
         Gateway(host, gateway_config, config.admission, clock) as gateway,
         SiltstoneClient(gateway.address, max_message_bytes=gateway_config.max_message_bytes) as client,
     ):
+        if config.cluster.is_on:
+            # It serves as soon as the first shard is there. A share that moves to the next one in the middle of what is
+            # taught costs the round under way.
+            await host.resize(config.cluster.num_shards)
         num_users = len(plan.users)
         screen.say(f"it listens at {gateway.address}; {num_users} users, {plan.num_facts} private facts each")
         # Without what several people say of the same thing there is nothing to sleep over.
