@@ -85,8 +85,10 @@ def run_demo(quick: bool, json_path: Path | None, config: SiltstoneConfig, runs:
     _write_results(run, json_path, outcome, figures, screen)
     _point_latest(runs, run)
     screen.tell(f"\nreport: {run / 'report.html'}")
-    talker = outcome.plan.users[0].id
-    screen.tell(f"talk on: siltstone --home {run / 'home'} chat --user {talker} --embedded --recall both")
+    if not here.cluster.is_on:
+        # The memories of a cluster are not in its home.
+        talker = outcome.plan.users[0].id
+        screen.tell(f"talk on: siltstone --home {run / 'home'} chat --user {talker} --embedded --recall both")
     return 0
 
 
