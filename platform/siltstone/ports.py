@@ -188,7 +188,8 @@ class KeyVault(Protocol):
 
         Promises: a key that was returned is kept, durably.
         Raises: Unavailable. Corrupt when a key is not what was kept. ConfigInvalid when the vault's keys cannot be
-        unwrapped here; where the vault's others can, KeyMissing.
+        unwrapped here; where the vault's others can, KeyMissing. (A program that unwraps does not say why it
+        will not: then it is Unavailable.)
         """
         ...
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -131,11 +131,21 @@ def check_address(config: GatewayConfig) -> None:
     """
     if not config.port:
         return
-    host = config.host.strip("[]")
+    wanted = f"{config.host}:{config.port}"
     try:
-        socket.create_server((host, config.port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        found = socket.getaddrinfo(config.host.strip("[]"), config.port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise _not_to_be_had(f"{config.host}:{config.port}") from error
+        raise _not_to_be_had(wanted) from error
+    if not any(_can_listen(family, address) for family, *_, address in found):
+        raise _not_to_be_had(wanted)
+
+
+def _can_listen(family: int, address: tuple[Any, ...]) -> bool:
+    try:
+        socket.create_server(address[:2], family=family).close()
+    except OSError:
+        return False
+    return True
 
 
 def _not_to_be_had(address: str) -> Unavailable:

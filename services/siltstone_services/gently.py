@@ -1,4 +1,4 @@
-"""Work that is not to take the processor from those who serve."""
+"""Work on a thread of its own, which is not to take the processor from those who serve, or not to be waited for."""
 
 from __future__ import annotations
 
@@ -18,24 +18,32 @@ NICENESS: Final = 8
 
 
 async def gently(work: Callable[[], T]) -> T:
-    """Returns what work returns, done on a thread of its own that gives way to others.
+    """Returns what work returns, done on a thread of its own that gives way to others: see `apart`.
 
     A thread that has given way cannot take that back without a right: this one ends with its work, and so must whatever
     threads the work starts. On systems that know priorities of processes only it is a thread like any other.
     """
+
+    def run() -> T:
+        _give_way()
+        return work()
+
+    return await apart(run)
+
+
+async def apart(work: Callable[[], T]) -> T:
+    """Returns what work returns, done on a thread of its own. A process that is told to end does not wait for it."""
     done: Future[T] = Future()
     # Whoever waits may stop waiting: the work goes on, and nobody hears of it.
     done.set_running_or_notify_cancel()
 
     def run() -> None:
         try:
-            _give_way()
             done.set_result(work())
         except BaseException as error:
             done.set_exception(error)
 
-    # Not one that a process waits for: a process that is told to end while it starts ends.
-    threading.Thread(target=run, name="siltstone-gently", daemon=True).start()
+    threading.Thread(target=run, name="siltstone-apart", daemon=True).start()
     return await asyncio.wrap_future(done)
 
 

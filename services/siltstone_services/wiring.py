@@ -93,4 +93,5 @@ async def ended_by(death: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             yield
             beside.cancel()
     except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        error = errors.exceptions[0]
+        raise error from error.__cause__

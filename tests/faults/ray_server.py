@@ -1,4 +1,4 @@
-"""A cluster's server that sends a part of a stream to itself: `ray_server.py HOME FIRST:END SEED whole|torn`."""
+"""A cluster's server that sends a part of a stream to itself: `ray_server.py HOME FIRST:END SEED before|after|torn`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from effects import send, stream_of
+from halting_actor import ACTORS
 from tiny_home import tiny_config
-from torn_actor import TornActor
 
 from siltstone_services.cluster.ray_shards import RayShards
 from siltstone_services.wiring import cluster_host
@@ -27,7 +27,6 @@ async def main(home: Path, first: int, end: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[4] == "torn":
-        RayShards.actor_class = TornActor
+    RayShards.actor_class = ACTORS[sys.argv[4]]
     first, end = map(int, sys.argv[2].split(":"))
     asyncio.run(main(Path(sys.argv[1]), first, end, int(sys.argv[3])))

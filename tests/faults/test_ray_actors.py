@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 import servers
 from effects import SETTINGS, Tally, faultless, record_figures, send, stream_of, tally
+from halting_actor import ACTORS, ANYBODY, NOBODY, Halt
 from ray_server import NUM_SENT, NUM_USERS
 from shard_fleet import cluster_settings, place_at
 from tiny_home import tiny_config
-from torn_actor import ANYBODY, NOBODY, Between, TornActor
 
 from siltstone.adapters.system_clock import SystemClock
 from siltstone.config import SiltstoneConfig
@@ -194,26 +194,30 @@ async def test_actors_that_are_killed_leave_the_same_memories_whether_ray_sends_
     assert found.num_asked > 0
 
 
-@pytest.mark.parametrize("is_torn", [False, True])
-async def test_actors_killed_in_the_middle_of_a_commit_do_harm_without_one_transaction(
-    is_torn: bool, settings: tuple[Path, dict[str, Any]], new_home: NewHome
-) -> None:
-    """The negative control: the same kills, on actors that write the position first and the memories next."""
-    num_kills = 2
-    stream = stream_of(100, NUM_USERS, SEED)
-    between = Between(settings[0])
-
-    async def in_a_commit(pid: int) -> None:
-        between.want(pid)
-        while is_torn and not between.is_reached:
+async def reached(halt: Halt, goes_on: Callable[[], bool]) -> None:
+    """Returns once a commit waits to be killed, while there is what commits."""
+    async with asyncio.timeout(60):
+        while not halt.is_reached:
+            assert goes_on(), "nothing commits any more"
             await asyncio.sleep(0.01)
 
+
+@pytest.mark.parametrize("place", ACTORS)
+async def test_actors_killed_at_a_place_of_a_commit_do_harm_only_where_it_is_torn(
+    place: str, settings: tuple[Path, dict[str, Any]], new_home: NewHome
+) -> None:
+    """ "torn" is the negative control: it writes the position first, and the memories next."""
+    num_kills = 2
+    stream, halt = stream_of(100, NUM_USERS, SEED), Halt(settings[0])
+
+    async def in_a_commit(pid: int) -> None:
+        halt.want(pid)
+        await reached(halt, lambda: True)
+
     expected = await faultless(new_home(), SETTINGS, stream)
-    actor = TornActor if is_torn else ShardActor
-    found = await kill_actors(settings, stream, num_kills, in_a_commit, expected, actor=actor)
-    what = "without one transaction" if is_torn else "as they are"
-    record_figures(f"Ray actors killed, {what}", kills=num_kills, **asdict(found.tally))
-    if is_torn:
+    found = await kill_actors(settings, stream, num_kills, in_a_commit, expected, actor=ACTORS[place])
+    record_figures(f"Ray actors killed in a commit, {place}", kills=num_kills, **asdict(found.tally))
+    if place == "torn":
         assert found.tally.lost == num_kills
         assert 0 < found.tally.differing <= num_kills
     else:
@@ -277,47 +281,46 @@ def head() -> Iterator[Head]:
         subprocess.run(["rm", "-rf", str(one.folder)], check=False)
 
 
-def serve(home: Path, part: str, kind: str) -> subprocess.Popen[bytes]:
-    """Starts a server's process that sends a part of the stream, and says when it has begun and when it is through."""
+@contextmanager
+def serving(home: Path, part: str, kind: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Gives a server's process that sends a part of the stream, and says when it has begun and when it is through."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).with_name("ray_server.py")), str(home), part, str(SEED), kind]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"begun\n"
+            yield server
+        finally:
+            server.kill()
 
 
-@pytest.mark.parametrize("kind", ["whole", "torn"])
+@pytest.mark.parametrize("place", ACTORS)
 async def test_a_cluster_whose_head_was_killed_goes_on_on_the_next_one(
-    kind: str, settings: tuple[Path, dict[str, Any]], new_home: NewHome
+    place: str, settings: tuple[Path, dict[str, Any]], new_home: NewHome
 ) -> None:
-    """The head, every actor and the gateway, in the middle of what is sent. "torn" is the negative control."""
+    """The head, every actor and the gateway, at a place of a commit. "torn" is the negative control."""
     home, given = settings
-    stream = stream_of(NUM_SENT, NUM_USERS, SEED)
-    between = Between(home)
+    stream, halt = stream_of(NUM_SENT, NUM_USERS, SEED), Halt(home)
     with head() as ray_head:
         given = {**given, "cluster.ray_address": ray_head.address}
         (home / "settings.json").write_text(json.dumps(given))
-
-        with serve(home, "0:200", kind) as server:
-            assert server.stdout is not None
-            assert server.stdout.readline() == b"begun\n"
-            await asyncio.sleep(1.0)
-            between.want(ANYBODY)
-            while kind == "torn" and not between.is_reached:
-                assert server.poll() is None
-                await asyncio.sleep(0.01)
+        with serving(home, "0:200", place) as server:
+            await asyncio.sleep(0.5)
+            halt.want(ANYBODY)
+            await reached(halt, lambda: server.poll() is None)
             ray_head.kill()
-            server.kill()
-        between.want(NOBODY)
+        halt.want(NOBODY)
         await asyncio.to_thread(ray_head.start)
-        with serve(home, "0:300", kind) as server:
+        with serving(home, "0:300", place) as server:
             assert server.stdout is not None
-            assert server.stdout.readline() == b"begun\n"
             assert await asyncio.to_thread(server.stdout.readline) == b"through\n"
             assert server.wait(120) == 0
     expected = await faultless(new_home(), SETTINGS, stream)
-    with place_at(home, "cluster", given) as place:
-        found = tally(tiny_config(home, given), place.store, stream, expected)
-    record_figures(f"Ray's head killed and begun anew, {kind}", interactions=len(stream), heads=1, **asdict(found))
-    if kind == "torn":
+    with place_at(home, "cluster", given) as place_of:
+        found = tally(tiny_config(home, given), place_of.store, stream, expected)
+    record_figures(f"Ray's head killed and begun anew, {place}", interactions=len(stream), heads=1, **asdict(found))
+    if place == "torn":
         assert found.lost > 0
         assert found.differing > 0
     else:

@@ -13,10 +13,10 @@ from tiny_cluster import NUM_PARTITIONS, ONE_BY_ONE, USERS, blobs_of, embedded_b
 from tiny_home import ADA, add_tiny_core, asking, said, tiny_config
 from tiny_night import exam
 
-from siltstone.errors import ConfigInvalid, InvalidInput, Overloaded, Unavailable
+from siltstone.errors import ConfigInvalid, InvalidInput, KeyMissing, Overloaded, Unavailable
 from siltstone.journal.partition import partition_of
 from siltstone.placement.coordinator import Claim
-from siltstone.values import AnswerEnd, AnswerPart, Consent, GenerateRequest, Interaction, Message, Role
+from siltstone.values import AnswerEnd, AnswerPart, Consent, GenerateRequest, Interaction, Message, Receipt, Role
 from siltstone_services.cluster.conductor import Conductor
 from siltstone_services.cluster.router import ClusterHost
 from siltstone_services.embedded_store import open_store
@@ -204,6 +204,26 @@ async def test_one_calls_fault_is_not_the_others(home: Path) -> None:
         assert [isinstance(one, InvalidInput) for one in told] == [False, True, False]
         with pytest.raises(InvalidInput):
             await host.score(ADA, QUESTION, [""])
+
+
+async def test_one_users_key_is_not_the_trouble_of_who_records_beside_that_user(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_cluster(home) as (host, _, _):
+        append = host._journal.append
+
+        def needs_keys(interactions: Sequence[Interaction]) -> list[Receipt]:
+            if any(one.owner == ADA for one in interactions):
+                raise KeyMissing(f"the key of {ADA}", "one of the vault's master key", "one of another")
+            return append(interactions)
+
+        monkeypatch.setattr(host._journal, "append", needs_keys)
+        others = [owner for owner in USERS if owner != ADA][:2]
+        told = await asyncio.gather(
+            *(host.record([said(owner, "beside", "Hello.")]) for owner in (others[0], ADA, others[1])),
+            return_exceptions=True,
+        )
+        assert [isinstance(one, KeyMissing) for one in told] == [False, True, False]
 
 
 async def test_what_is_too_much_for_a_shard_that_lags_is_refused_with_a_time(home: Path) -> None:

@@ -341,7 +341,8 @@ class Conductor:
             if self._failing.get((name, kind)) != reason:
                 # It is given again at once, and while a server is away it fails of the same each time.
                 _LOG.warning("order failed", extra={**told, "order": kind, "error": reason})
-            self._failing[name, kind] = reason
+            if name in self._listeners:
+                self._failing[name, kind] = reason
         self.hurry()
         self.tell()
 

@@ -16,10 +16,12 @@ import torch
 
 from siltstone.errors import Unavailable
 from siltstone.placement.settings import ClusterConfig
+from siltstone_services.gently import apart
 
 _LOG = logging.getLogger(__name__)
 _NICENESS_VARIABLE: Final = "RAY_worker_niceness"
 _LOOKS_EVERY_S: Final = 2.0
+_LOOK_BUDGET_S: Final = 5.0
 _LOOKS_IN_VAIN: Final = 3
 """Times in a row after which it is dead: on a busy machine Ray may fail to answer once."""
 
@@ -64,16 +66,18 @@ class RaySession:
         num_in_vain = 0
         while num_in_vain < _LOOKS_IN_VAIN:
             await asyncio.sleep(_LOOKS_EVERY_S)
-            num_in_vain = 0 if await asyncio.to_thread(self._lives) else num_in_vain + 1
+            num_in_vain = 0 if await self._is_seen() else num_in_vain + 1
         _LOG.error("Ray has died")
         raise Unavailable("Ray", "its node on this machine has died; start the server again")
 
-    def _lives(self) -> bool:
+    async def _is_seen(self) -> bool:
         if not self._is_own:
             return True
         try:
-            return any(node["Alive"] for node in ray.nodes())
-        except (ConnectionError, RuntimeError, ray.exceptions.RayError):
+            # Where Ray's own book has died, who asks it waits.
+            async with asyncio.timeout(_LOOK_BUDGET_S):
+                return any(node["Alive"] for node in await apart(ray.nodes))
+        except (TimeoutError, ConnectionError, RuntimeError, ray.exceptions.RayError):
             return False
 
 

@@ -269,7 +269,8 @@ class RayShards:
             told = {"shard": name, "error": str(error) or type(error).__name__}
             _LOG.info("shard was not there to be stopped", extra=told)
         if (link := self._places[name].link) is not None:
-            ray.kill(link.actor, no_restart=True)
+            with _of_a_dead_ray():
+                ray.kill(link.actor, no_restart=True)
 
     async def restart(self, name: str, is_gone: bool) -> None:
         """See `ShardFleet.restart`. Ray starts an actor anew by itself, as often as it is allowed to."""
@@ -284,7 +285,17 @@ class RayShards:
         """Stops every node, all at once, then its process, and gives the room back."""
         await asyncio.gather(*map(self._end, self.names))
         for group in {id(place.group): place.group for place in self._places.values()}.values():
-            remove_placement_group(group)
+            with _of_a_dead_ray():
+                remove_placement_group(group)
+
+
+@contextmanager
+def _of_a_dead_ray() -> Iterator[None]:
+    """Lets what is to end be ended already: it is not to hide why."""
+    try:
+        yield
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        _LOG.info("Ray could not end what it held", extra={"error": first_line(error)})
 
 
 def _why_dead(error: BaseException) -> str:

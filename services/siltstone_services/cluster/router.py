@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from siltstone.config import SiltstoneConfig
-from siltstone.errors import InvalidInput, NotOwner, Overloaded, Unavailable
+from siltstone.errors import Corrupt, InvalidInput, NotOwner, Overloaded, Unavailable
 from siltstone.journal.partition import partition_of
 from siltstone.memory.shard import partitions_past
 from siltstone.placement.coordinator import Seat
@@ -106,8 +106,8 @@ class ClusterHost:
     async def _append_all(self, calls: Sequence[tuple[Interaction, ...]]) -> list[list[Receipt] | BaseException]:
         try:
             told = await asyncio.to_thread(self._journal.append, [one for call in calls for one in call])
-        except InvalidInput as error:
-            # One call's fault is not the others': nothing was written, and now each goes by itself.
+        except (InvalidInput, Corrupt) as error:
+            # One call's fault, or one user's key, is not the others': nothing was written, and now each goes by itself.
             if len(calls) == 1:
                 return [error]
             outcomes = [await self._append_all([call]) for call in calls]

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from siltstone.errors import SiltstoneError, Unavailable
+from siltstone.errors import ConfigInvalid, SiltstoneError, Unavailable
 from siltstone.values import AnswerEnd, AnswerPart, Erasure, GenerateRequest, MemoryCard, UserExport, UserKey
 from siltstone_services.allocator import keep_freed_memory
 from siltstone_services.cluster.links import ScoreQuestion, Scores, ShardGone
@@ -129,8 +129,10 @@ class ShardActor:
 
 
 def _import_opening() -> ModuleType:
-    from siltstone_services.cluster import opening
-
+    try:
+        from siltstone_services.cluster import opening
+    except ImportError as error:
+        raise ConfigInvalid("cluster", f"expected what a shard imports: {error.name} is missing") from error
     return opening
 
 

@@ -23,7 +23,6 @@ from siltstone_services.cli.options import Reach
 from siltstone_services.client import SiltstoneClient
 from siltstone_services.commands.connection import ask
 from siltstone_services.commands.screen import counted, err, out
-from siltstone_services.home import NoServer
 
 _PIECE_CHARS: Final = 4_000
 _RECORDED_PER_CALL: Final = 32
@@ -56,16 +55,8 @@ class RecordWish:
 def record(reach: Reach, wish: RecordWish) -> None:
     """Records a text as something said, or as a document; or a file as one document or more."""
     interactions = _interactions(wish)
-    try:
-        with err().status("recording ...") as status:
-            receipts = ask(reach, lambda client: _record_all(client, interactions, wish.is_waiting, status))
-    except NoServer:
-        raise
-    except Unavailable:
-        if wish.text is not None:
-            told = f"It may be recorded. Said again with --id {interactions[0].id} it is recorded once."
-            err().print(told, soft_wrap=True, markup=False)
-        raise
+    with err().status("recording ...") as status:
+        receipts = ask(reach, lambda client: _record_all(client, interactions, wish, status))
     _tell(receipts, wish.is_waiting, "another --id" if wish.id else "--again")
 
 
@@ -147,7 +138,7 @@ def _interactions(wish: RecordWish) -> list[Interaction]:
 
 
 async def _record_all(
-    client: SiltstoneClient, interactions: Sequence[Interaction], is_waiting: bool, status: Status
+    client: SiltstoneClient, interactions: Sequence[Interaction], wish: RecordWish, status: Status
 ) -> list[Receipt]:
     """Records everything, then waits for it, a few at a time; the status tells how far it is.
 
@@ -160,17 +151,30 @@ async def _record_all(
         for part in _parts(interactions, _RECORDED_PER_CALL):
             receipts += await _record_part(client, part, is_first=not receipts)
             status.update(f"recorded {len(receipts):,} of {total}")
-        for part in _parts(interactions, _AWAITED_PER_CALL) if is_waiting else ():
+        for part in _parts(interactions, _AWAITED_PER_CALL) if wish.is_waiting else ():
             absorbed += await client.record(part, wait_absorbed=True)
             status.update(f"absorbed {len(absorbed):,} of {total}")
     except asyncio.CancelledError:
         told = f"stopped: recorded {len(receipts):,} of {total}, {len(absorbed):,} of them known to be absorbed"
         status.console.print(f"{told}; what is recorded is learned all the same", soft_wrap=True)
+        if wish.text is not None and not receipts:
+            _tell_id(interactions[0], status)
+        raise
+    except Unavailable:
+        if wish.text is not None and receipts:
+            status.console.print("it is recorded, and is learned once the server can", soft_wrap=True)
+        elif wish.text is not None:
+            _tell_id(interactions[0], status)
         raise
     return [
         Receipt(first.interaction_id, first.partition, first.position, first.duplicate, then.parked)
         for first, then in zip(receipts, absorbed or receipts, strict=True)
     ]
+
+
+def _tell_id(interaction: Interaction, status: Status) -> None:
+    told = f"it may be recorded: said again with --id {interaction.id} it is recorded once"
+    status.console.print(told, soft_wrap=True, markup=False)
 
 
 async def _record_part(client: SiltstoneClient, part: Sequence[Interaction], *, is_first: bool) -> list[Receipt]:

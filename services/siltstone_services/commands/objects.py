@@ -30,7 +30,8 @@ def sweep(settings: Settings) -> None:
             status.update(f"looking ... partition {partition}, {found.num_objects:,} objects")
         if found.num_suspects:
             # A line of its own, which is seen in a file too.
-            err().print(f"waiting for {found.wait_s:,.0f} s: {found.num_suspects:,} objects may be on their way ...")
+            told = f"waiting for {found.wait_s:,.0f} s: {found.num_suspects:,} objects may be on their way ..."
+            status.console.print(told, soft_wrap=True)
             time.sleep(found.wait_s)
         for partition in found.remove():
             status.update(f"removing ... partition {partition}, {found.num_removed:,} removed")
