@@ -244,12 +244,15 @@ class Head:
     def pids(self) -> set[int]:
         """The processes of this Ray: those that are told where its folder is, and their children."""
         found, parents = set(), {}
+        # One of them is not told of the folder, but of the address.
+        marks = (str(self.folder).encode(), f":{self.port}\0--host=".encode())
         for entry in Path("/proc").iterdir():
             try:
                 if entry.name.isdigit():
                     pid = int(entry.name)
                     parents[pid] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                    if pid != os.getpid() and str(self.folder).encode() in (entry / "cmdline").read_bytes():
+                    command = (entry / "cmdline").read_bytes()
+                    if pid != os.getpid() and any(mark in command for mark in marks):
                         found.add(pid)
             except OSError:
                 continue
