@@ -20,6 +20,7 @@ from siltstone_services.gently import apart
 
 _LOG = logging.getLogger(__name__)
 _NICENESS_VARIABLE: Final = "RAY_worker_niceness"
+_WANTS_TOKEN: Final = "it asks for a token: set RAY_AUTH_MODE=token, and see that Ray finds the right one"
 _LOOKS_EVERY_S: Final = 2.0
 _LOOK_BUDGET_S: Final = 5.0
 _LOOKS_IN_VAIN: Final = 3
@@ -51,7 +52,8 @@ class RaySession:
         try:
             ray.init(address=config.ray_address, **options)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise Unavailable(f"Ray at {config.ray_address}", first_line(error)) from error
+            reason = _WANTS_TOKEN if "InvalidAuthToken" in str(error.__cause__) else first_line(error)
+            raise Unavailable(f"Ray at {config.ray_address}", reason) from error
 
     def close(self) -> None:
         """Leaves the cluster; one that was started here ends."""
