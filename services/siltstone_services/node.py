@@ -44,7 +44,7 @@ from siltstone.values import (
 )
 from siltstone_services.answers import Answers, Pinned
 from siltstone_services.beat import Beat, Progress
-from siltstone_services.lanes import Lanes, open_lane
+from siltstone_services.lanes import Lane, Lanes, open_lane
 from siltstone_services.parking import parked_among
 from siltstone_services.served import ServedCores
 from siltstone_services.streams import Streams
@@ -80,11 +80,12 @@ class ShardNode:
         clock: Clock,
         config: SiltstoneConfig,
         served: ServedCores | None = None,
-        run_opening: Callable[[Callable[[], None]], Awaitable[None]] = asyncio.to_thread,
+        run_opening: Callable[[Callable[[], tuple[Lane, Crew]]], Awaitable[tuple[Lane, Crew]]] = asyncio.to_thread,
     ) -> None:
         """`core` serves first; `served` says which other cores may, and when another one is to lead.
 
-        `run_opening` runs what makes the core ready, which may take a while, beside the event loop.
+        `run_opening` runs what makes the core ready, which may take a while, beside the event loop. Nothing that stays
+        is started by it.
         """
         self._run_opening = run_opening
         self._loaded, self._journal, self._store, self._served = core, journal, store, served
@@ -106,7 +107,8 @@ class ShardNode:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        await self._run_opening(self._open)
+        leading, crew = await self._run_opening(self._open_lane)
+        await asyncio.to_thread(self._open, leading, crew)
         self._worker.start()
         try:
             await self._begin()
@@ -134,13 +136,15 @@ class ShardNode:
     def _num_waiting(self) -> int:
         return 0
 
-    def _open(self) -> None:
+    def _open_lane(self) -> tuple[Lane, Crew]:
         engine = self._config.engine
         num_threads = engine.num_threads or os.cpu_count() or 1
         torch.set_num_threads(num_threads)
         # A GPU computes for all users at once; a processor has threads that can each take a part of them.
         crew = Crew(num_threads if torch.device(engine.device).type == "cpu" else 1)
-        leading = open_lane(self._loaded, self._config, crew)
+        return open_lane(self._loaded, self._config, crew), crew
+
+    def _open(self, leading: Lane, crew: Crew) -> None:
         self._committer = ThreadPoolExecutor(1, "siltstone-commit")
         self._lanes = Lanes(leading)
         self._num_partitions = len(self._journal.end_positions())

@@ -9,6 +9,7 @@ from copy import copy
 from dataclasses import replace
 from functools import partial
 
+from siltstone.crew import Crew
 from siltstone.errors import Overloaded, PositionConflict, StaleLease, WrongState
 from siltstone.memory.shard import lag_of
 from siltstone.values import (
@@ -22,14 +23,15 @@ from siltstone.values import (
     UserKey,
 )
 from siltstone_services.answers import exchange_of
+from siltstone_services.lanes import Lane
 from siltstone_services.node import ShardNode
 
 
 class EmbeddedHost(ShardNode):
     """`ports.ShardHost` in this process: a node that owns all partitions, and writes its journal itself."""
 
-    def _open(self) -> None:
-        super()._open()
+    def _open(self, leading: Lane, crew: Crew) -> None:
+        super()._open(leading, crew)
         self._ends: dict[int, int] = {}
         self._num_appending = 0
 
