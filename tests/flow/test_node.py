@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from siltstone.adapters.sqlite_snapshots import SqliteSnapshotStore
 from siltstone.config import SiltstoneConfig
 from siltstone.errors import NotOwner, Unavailable
 from siltstone.journal.partition import partition_of
-from siltstone.values import AnswerEnd, AnswerPart, Commit, Receipt
+from siltstone.values import AnswerEnd, AnswerPart, Commit, Receipt, Snapshot
 from siltstone_services.answers import Pinned
 from siltstone_services.node import ShardNode
 
@@ -175,11 +176,23 @@ async def test_without_the_fence_a_stale_owner_writes_over_what_the_new_one_has_
     home: Path, file: SqliteFile, config: SiltstoneConfig
 ) -> None:
     async with two_nodes(home, file, config, UnfencedStore) as (first, second):
-        stale = await first._ask(lambda: first._shard.memory_of(ADA))
+        is_stalled, may_go_on = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def stall_and_write() -> Snapshot | None:
+            # On the worker's thread: until it has written, nothing else of this node goes on.
+            stale = first._shard.memory_of(ADA)
+            loop.call_soon_threadsafe(is_stalled.set)
+            may_go_on.wait(60)
+            first._shard.replace(stale)
+            return SqliteSnapshotStore(file).load(ADA)
+
+        writing = asyncio.create_task(first._ask(stall_and_write))
+        await is_stalled.wait()
         await second.assign([HOME])
         await second.wait_absorbed(append(file, "a1"))
-        await first._ask(lambda: first._shard.replace(stale))
-        found = SqliteSnapshotStore(file).load(ADA)
+        may_go_on.set()
+        found = await writing
         assert found is not None
         assert found.sequence == 1
 
