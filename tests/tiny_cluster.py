@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import shutil
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -88,6 +89,20 @@ async def embedded_blobs(
     async with open_host(quiet, ONE_BY_ONE) as host:
         await host.wait_absorbed(await host.record(stream))
         return await blobs_of(host, users)
+
+
+def cluster_settings(home: Path, store_port: int, broker_port: int) -> dict[str, Any]:
+    """Returns where journal, store and keys are, with a key in the home that wraps users' keys."""
+    (home / "master.key").write_text(base64.b64encode(bytes(range(32))).decode())
+    return {
+        "kafka.brokers": f"127.0.0.1:{broker_port}",
+        "kafka.replication_factor": 1,
+        "kafka.min_insync_replicas": 1,
+        "redis.address": f"redis://127.0.0.1:{store_port}",
+        "key_store.address": f"redis://127.0.0.1:{store_port}",
+        "key_store.namespace": "keys",
+        "sealing.master_key_file": str(home / "master.key"),
+    }
 
 
 class LookedAtJournal(SqliteJournal):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 import signal
 import uuid
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 import servers
-from tiny_cluster import ONE_BY_ONE, USERS, blobs_of, embedded_blobs, stream_of
+from tiny_cluster import ONE_BY_ONE, USERS, blobs_of, cluster_settings, embedded_blobs, stream_of
 from tiny_home import add_tiny_core, asking, tiny_config
 
 from siltstone.config import SiltstoneConfig
@@ -34,7 +33,6 @@ def home(tmp_path: Path) -> Path:
     home = tmp_path / "home"
     home.mkdir()
     add_tiny_core(home)
-    (home / "master.key").write_text(base64.b64encode(bytes(range(32))).decode())
     return home
 
 
@@ -49,15 +47,9 @@ def settings(home: Path, tmp_path: Path) -> Iterator[dict[str, Any]]:
             "cluster.is_on": True,
             "cluster.cpus_per_shard": 0.5,
             "cluster.stalled_after_s": 4.0,
-            "kafka.brokers": f"127.0.0.1:{broker.port}",
             "kafka.topic": topic,
             "kafka.parked_topic": f"{topic}.parked",
-            "kafka.replication_factor": 1,
-            "kafka.min_insync_replicas": 1,
-            "redis.address": f"redis://127.0.0.1:{store.port}",
-            "key_store.address": f"redis://127.0.0.1:{store.port}",
-            "key_store.namespace": "keys",
-            "sealing.master_key_file": str(home / "master.key"),
+            **cluster_settings(home, store.port, broker.port),
             "gateway.max_call_s": 120.0,
         }
 

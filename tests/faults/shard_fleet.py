@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 
 import servers
 from shard_process import Shard, as_order, opened
+from tiny_cluster import cluster_settings
 from tiny_home import tiny_config
 
 from siltstone.config import SiltstoneConfig
@@ -199,17 +199,3 @@ def opened_place(
             broker = stack.enter_context(servers.tansu(folder / "tansu"))
             more |= cluster_settings(home, store.port, broker.port)
         yield stack.enter_context(place_at(home, ends, more)), store
-
-
-def cluster_settings(home: Path, store_port: int, broker_port: int) -> dict[str, Any]:
-    """Returns where journal, store and keys are, with a key in the home that wraps users' keys."""
-    (home / "master.key").write_text(base64.b64encode(bytes(range(32))).decode())
-    return {
-        "kafka.brokers": f"127.0.0.1:{broker_port}",
-        "kafka.replication_factor": 1,
-        "kafka.min_insync_replicas": 1,
-        "redis.address": f"redis://127.0.0.1:{store_port}",
-        "key_store.address": f"redis://127.0.0.1:{store_port}",
-        "key_store.namespace": "keys",
-        "sealing.master_key_file": str(home / "master.key"),
-    }

@@ -13,7 +13,8 @@ import pytest
 import redis
 import servers
 from effects import SETTINGS, Tally, all_taken_in, faultless, stream_of, tally, told
-from shard_fleet import Place, cluster_settings, place_at
+from shard_fleet import Place, place_at
+from tiny_cluster import cluster_settings
 from tiny_home import answer, asking
 
 from siltstone.adapters.bm25_recall import Bm25Recall

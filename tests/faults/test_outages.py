@@ -16,7 +16,8 @@ import pytest
 import servers
 from effects import SETTINGS, Tally, all_taken_in, faultless, record_figures, stream_of, tally
 from proxy import Proxy, proxy_to
-from shard_fleet import Place, cluster_settings, opened_place, place_at
+from shard_fleet import Place, opened_place, place_at
+from tiny_cluster import cluster_settings
 from tiny_home import answer, asking
 
 from siltstone.adapters.bm25_recall import Bm25Recall

@@ -22,7 +22,8 @@ import servers
 from effects import SETTINGS, Tally, faultless, record_figures, send, stream_of, tally
 from halting_actor import ACTORS, ANYBODY, NOBODY, Halt
 from ray_server import NUM_SENT, NUM_USERS
-from shard_fleet import cluster_settings, place_at
+from shard_fleet import place_at
+from tiny_cluster import cluster_settings
 from tiny_home import tiny_config
 
 from siltstone.adapters.system_clock import SystemClock

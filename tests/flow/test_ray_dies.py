@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 import signal
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import servers
 from server_process import up
-from tiny_cluster import ONE_BY_ONE, USERS, embedded_blobs, stream_of
+from tiny_cluster import ONE_BY_ONE, USERS, cluster_settings, embedded_blobs, stream_of
 from tiny_home import add_tiny_core, write_config
 
 from siltstone.values import Interaction
@@ -47,7 +46,6 @@ async def test_a_ray_of_our_own_that_dies_ends_the_server_and_the_next_one_goes_
     home = tmp_path / "home"
     home.mkdir()
     add_tiny_core(home)
-    (home / "master.key").write_text(base64.b64encode(bytes(range(32))).decode())
     stream = stream_of(2)
     half = len(stream) // 2
     with servers.tansu(tmp_path / "tansu") as broker, servers.valkey(tmp_path / "valkey") as store:
@@ -56,13 +54,7 @@ async def test_a_ray_of_our_own_that_dies_ends_the_server_and_the_next_one_goes_
             **{f"{part}.num_partitions": 16 for part in ("kafka", "redis", "key_store")},
             "cluster.is_on": True,
             "cluster.cpus_per_shard": 0.5,
-            "kafka.brokers": f"127.0.0.1:{broker.port}",
-            "kafka.replication_factor": 1,
-            "kafka.min_insync_replicas": 1,
-            "redis.address": f"redis://127.0.0.1:{store.port}",
-            "key_store.address": f"redis://127.0.0.1:{store.port}",
-            "key_store.namespace": "keys",
-            "sealing.master_key_file": str(home / "master.key"),
+            **cluster_settings(home, store.port, broker.port),
             "gateway.max_call_s": 120.0,
         }
         write_config(home, settings)

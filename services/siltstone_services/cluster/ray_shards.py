@@ -268,9 +268,8 @@ class RayShards:
         except (SiltstoneError, TimeoutError) as error:
             told = {"shard": name, "error": str(error) or type(error).__name__}
             _LOG.info("shard was not there to be stopped", extra=told)
-        if (link := self._places[name].link) is not None:
-            with _of_a_dead_ray():
-                ray.kill(link.actor, no_restart=True)
+        with _of_a_dead_ray():
+            ray.kill(self.link(name).actor, no_restart=True)
 
     async def restart(self, name: str, is_gone: bool) -> None:
         """See `ShardFleet.restart`. Ray starts an actor anew by itself, as often as it is allowed to."""
